@@ -1,0 +1,1 @@
+"""mechkit: from a prompt to a mechanism that has been tested."""
