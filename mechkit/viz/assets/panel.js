@@ -1,0 +1,137 @@
+// The side panel: with nothing selected the pathways and the strongest nodes, else the selection.
+
+const SHORT_LIST = 8;
+
+function drawPanel() {
+  const {selection} = graph;
+  const parts = selection === null ? overview() : selection.kind === "node" ? nodeDetails(graph.nodes.get(selection.id))
+    : selection.kind === "path" ? pathDetails(selection.index) : groupDetails(selection.name);
+  const panel = byId("panel");
+  panel.replaceChildren(...parts.filter((part) => part !== null));
+  panel.scrollTop = 0;
+}
+
+const heading = (text, note) => html("h3", {}, text, note ? html("small", {}, note) : null);
+const back = () => html("button", {type: "button", class: "back", onclick: () => select(null)}, "← Overview", html("kbd", {}, "Esc"));
+
+function overview() {
+  const strongest = [...graph.nodes.values()].filter((node) => isNumber(node.influence) && node.kind !== "logit")
+    .sort((a, b) => b.influence - a.influence).slice(0, 10);
+  const pathways = graph.pathways.length === 0 ? [] : [heading("Pathways", "share of the answer"), html("ol", {class: "paths"}, graph.pathways.map(pathItem))];
+  const nodes = strongest.length === 0 ? [] : [heading("Strongest nodes", "share of the answer"),
+    html("ul", {class: "rows"}, strongest.map((node) => nodeRow(node, percent(node.influence), node.influence / strongest[0].influence, false)))];
+  return [html("p", {class: "hint"}, "Select a node to see what it responds to, what feeds it and what it feeds. Arrow keys move between nodes."), ...pathways, ...nodes];
+}
+
+function pathItem(pathway, index) {
+  const largest = Math.max(...graph.pathways.map((item) => Math.abs(item.share || 0)), 1e-12);
+  return html("li", {}, html("button", {type: "button", class: "path", onclick: () => select({kind: "path", index})},
+    html("span", {class: "path-text"}, pathway.text),
+    isNumber(pathway.share) ? html("span", {class: "path-share"}, percent(pathway.share)) : null,
+    isNumber(pathway.share) ? bar(pathway.share / largest, false) : null));
+}
+
+function pathDetails(index) {
+  const pathway = graph.pathways[index];
+  const note = isNumber(pathway.share) ? `carries ${percent(pathway.share)} of the answer` : "";
+  return [back(), html("p", {class: "kicker"}, `Pathway ${index + 1} of ${graph.pathways.length}`), html("h2", {}, pathway.text),
+    note ? html("p", {class: "where"}, note) : null, ...memberList(pathway.nodes)];
+}
+
+function groupDetails(name) {
+  return [back(), html("p", {class: "kicker"}, "Supernode"), html("h2", {}, name), ...memberList(graph.supernodes.get(name))];
+}
+
+function memberList(ids) {
+  const nodes = ids.map((id) => graph.nodes.get(id));
+  const largest = Math.max(...nodes.map((node) => node.influence || 0), 1e-12);
+  const row = (node) => nodeRow(node, isNumber(node.influence) ? percent(node.influence) : "", (node.influence || 0) / largest, false);
+  return [heading("Nodes, from the prompt up", "share of the answer"), html("ul", {class: "rows"}, nodes.sort((a, b) => a.layer - b.layer).map(row))];
+}
+
+// A bar from the middle where values have signs, from the left where they are shares.
+function bar(size, isSigned) {
+  const length = Math.max(Math.abs(size) * (isSigned ? 50 : 100), 0.8);
+  const left = !isSigned ? 0 : size < 0 ? 50 - length : 50;
+  return html("span", {class: `bar ${isSigned ? "signed" : ""} ${size < 0 ? "negative" : ""}`},
+    html("span", {css: {left: `${left}%`, width: `${length}%`}}));
+}
+
+function nodeRow(node, text, size, isSigned) {
+  const item = graph.categories.get(category(node));
+  return html("li", {}, html("button", {type: "button", class: "row", title: describe(node), onclick: () => select({kind: "node", id: node.id})},
+    glyph(node.kind, item), html("span", {class: "row-label"}, node.label, html("small", {}, shortPlace(node))),
+    bar(size, isSigned), html("span", {class: "row-value"}, text)));
+}
+
+function shortPlace(node) {
+  const layer = node.layer === -1 ? "emb" : node.layer === graph.nLayers ? "logit" : `L${node.layer}`;
+  return isNumber(node.pos) ? `${layer} ‘${shorten(visible(graph.payload.tokens[node.pos]), 70, FONT)}’` : layer;
+}
+
+function nodeDetails(node) {
+  const item = graph.categories.get(category(node));
+  return [
+    back(),
+    html("p", {class: "kicker"}, glyph(node.kind, item), KIND_NAMES[node.kind]),
+    html("h2", {}, node.label),
+    html("p", {class: "where"}, upperFirst(whereIs(node)), html("code", {}, node.id)),
+    chips(node, item),
+    node.text ? html("p", {class: "free-text"}, node.text) : null,
+    facts(node),
+    ...plotBlock(node),
+    ...checkBlock(node.check),
+    ...linkBlock("Strongest inputs", graph.inputs.get(node.id), "source"),
+    ...linkBlock("Strongest outputs", graph.outputs.get(node.id), "target"),
+  ];
+}
+
+const upperFirst = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
+function chips(node, item) {
+  const members = node.supernode ? graph.supernodes.get(node.supernode) : null;
+  if (!node.class && !members) return null;
+  const share = isNumber(node.class_share) ? `, explains ${percent(node.class_share)} of its variance` : "";
+  return html("p", {class: "chips"},
+    node.class ? html("span", {class: "chip"}, html("i", {class: item.hollow ? "hollow" : "", css: {"--swatch": `var(${item.colour})`}}), `${node.class}${share}`) : null,
+    members ? html("button", {type: "button", class: "chip", onclick: () => select({kind: "group", name: node.supernode})},
+      `Supernode: ${node.supernode} (${members.length})`) : null);
+}
+
+function facts(node) {
+  const pairs = [["Share of the answer", isNumber(node.influence) ? percent(node.influence) : null],
+    ["Activation", isNumber(node.activation) ? number(node.activation) : null]].filter(([, value]) => value !== null);
+  return pairs.length === 0 ? null : html("dl", {class: "facts"}, pairs.map(([name, value]) => html("div", {}, html("dt", {}, name), html("dd", {}, value))));
+}
+
+function plotBlock(node) {
+  if (!node.plot) return [];
+  const names = graph.payload.operands?.names || ["a", "b"];
+  return [heading(`Activity over all ${names[0]}, ${names[1]}`, "at the last position"), operandPlot(node.plot, graph.payload.operands)];
+}
+
+const CHECKS = [
+  ["predicted", "The graph predicts"], ["measured", "Measured, nothing frozen"],
+  ["frozen", "Measured, attention and norms frozen"], ["direct", "Direct effect alone"],
+];
+
+function checkBlock(check) {
+  const known = check ? CHECKS.filter(([key]) => isNumber(check[key])) : [];
+  if (known.length === 0) return [];
+  const largest = Math.max(...known.map(([key]) => Math.abs(check[key])), 1e-12);
+  return [heading("When it is suppressed", "change of the answer’s logit"),
+    html("ul", {class: "checks"}, known.map(([key, name]) => html("li", {class: key},
+      html("span", {class: "check-name"}, name), bar(check[key] / largest, true), html("span", {class: "row-value"}, signed(check[key])))))];
+}
+
+function linkBlock(title, edges, end) {
+  if (edges.length === 0) return [];
+  const largest = Math.abs(edges[0].weight) || 1;
+  const row = (edge) => nodeRow(graph.nodes.get(edge[end]), signed(edge.weight), edge.weight / largest, true);
+  const list = html("ul", {class: "rows"}, edges.slice(0, SHORT_LIST).map(row));
+  const more = edges.length <= SHORT_LIST ? null : html("button", {type: "button", class: "more", onclick: (event) => {
+    list.append(...edges.slice(SHORT_LIST).map(row));
+    event.currentTarget.remove();
+  }}, `Show all ${edges.length}`);
+  return [heading(title, "signed contribution"), list, more];
+}

@@ -1,0 +1,214 @@
+"""Seeded payloads of attribution-graph pages: small, large, hostile."""
+
+import numpy as np
+
+from mechkit.viz.heatmap_png import grey_png
+
+EVIL = ("</script><img src=x onerror=alert(1)>", "<b>x</b>", "<!--<script>", "{{script}} & ' \" \u2028 \\u003c")
+LABELS = {
+    "sum": ["sum is 94", "sum is near 90", "sum is 80 to 99", "sum is above 120"],
+    "ones-digit lookup": ["ones digits 5 and 9", "sum's last digit is 4", "ones digits 5 or 6 with 8 or 9"],
+    "magnitude": ["both operands small", "first operand 30 to 40, second 50 to 60", "sum of tens is 8"],
+    "operand": ["first operand is 35", "second operand ends in 9"],
+    "modular": ["sum mod 5 is 4", "sum is even"],
+    "other": ["mostly active", "no simple rule"],
+}
+SMALL = {"tokens": ["35", "+", "59", "="], "n_layers": 2, "n_features": 92, "n_edges": 800, "n_biases": 5}
+LARGE = {"n_layers": 6, "n_features": 720, "n_edges": 7000, "n_biases": 12}
+WORDS = "The quick brown fox  jumps over the lazy dog near\n the Golden Gate Bridge while a counter reaches 59"
+
+
+def small_payload(seed: int = 0) -> dict:
+    """A page like the one of `35+59=`: 4 tokens, 2 layers, about 120 nodes, 800 edges, every part filled."""
+    payload = make_payload("35+59=", seed=seed, **SMALL)
+    return payload | _everything_else(payload["nodes"])
+
+
+def large_payload(seed: int = 1) -> dict:
+    """24 tokens, 6 layers, about 900 nodes, 7,000 edges; no operands, no pathways, no findings."""
+    tokens = [word if at == 0 else f" {word}" for at, word in enumerate(WORDS.split(" "))]
+    tokens = [*tokens, " and", " then", " stops", ".", "<|endoftext|>"][:24]
+    return make_payload(WORDS, tokens=tokens, seed=seed, plots=False, **LARGE)
+
+
+def evil_payload() -> dict:
+    """The small page with markup in every place where a text can be."""
+    payload = small_payload(seed=2)
+    payload["title"] = payload["model"] = EVIL[0]
+    payload["tokens"] = list(EVIL)
+    payload["answer"] = {"token": EVIL[0], "probability": 0.5}
+    for at, node in enumerate(payload["nodes"]):
+        node["label"] = EVIL[at % len(EVIL)]
+        node["text"] = EVIL[0]
+        node["supernode"] = EVIL[1] if at % 3 else None
+        if node["class"] == "other":
+            node["class"] = EVIL[0]
+    for item in payload["pathways"]:
+        item["text"] = EVIL[0]
+    payload["scores"] = [{"name": EVIL[0], "value": 0.5, "meaning": EVIL[1]}]
+    payload["findings"] = [{"title": EVIL[0], "rows": [[EVIL[0], EVIL[1]]]}]
+    payload["checks"] = {"columns": [EVIL[0], EVIL[1]], "rows": [[EVIL[0], EVIL[1]]]}
+    payload["made"] = {EVIL[0]: EVIL[1]}
+    return payload
+
+
+def crowded_payload(n_cell: int = 80) -> dict:
+    """One cell with `n_cell` nodes beside thirty tokens with a node each."""
+    tokens = [f"token{at}" for at in range(30)]
+    rng = np.random.default_rng(3)
+    nodes = [_node(f"f{at}", "feature", 0, 17, at, rng) for at in range(n_cell)]
+    nodes += [_node(f"t{at}", "token", -1, at, at, rng) for at in range(30)]
+    edges = [{"source": f"t{at % 18}", "target": f"f{at}", "weight": float(rng.normal())} for at in range(n_cell)]
+    return {"title": "crowded", "tokens": tokens, "n_layers": 1, "nodes": nodes, "edges": edges}
+
+
+def make_payload(title, tokens, n_layers, n_features, n_edges, n_biases, seed, plots=True) -> dict:
+    rng = np.random.default_rng(seed)
+    nodes = _fixed_nodes(tokens, n_layers, n_biases, rng)
+    for at in range(n_features):
+        layer = int(rng.integers(n_layers))
+        pos = int(min(len(tokens) - 1, len(tokens) * rng.power(2.2)))
+        node = _node(f"L{layer}.mlp[transcoder]#{at}@{pos}", "feature", layer, pos, at, rng)
+        node["plot"] = _plot(node["class"], rng) if plots and pos == len(tokens) - 1 else None
+        node["check"] = _check(rng) if rng.random() < 0.8 else None
+        nodes.append(node)
+    total = sum(node["influence"] for node in nodes)
+    for node in nodes:
+        node["influence"] /= total
+    return {
+        "title": title,
+        "tokens": tokens,
+        "n_layers": n_layers,
+        "nodes": nodes,
+        "edges": _edges(nodes, n_edges, rng),
+    }
+
+
+def _fixed_nodes(tokens, n_layers, n_biases, rng) -> list[dict]:
+    nodes = []
+    last = len(tokens) - 1
+    for pos, token in enumerate(tokens):
+        nodes.append(_node(f"embed@{pos}", "token", -1, pos, 0, rng) | {"label": token})
+        nodes.append(_node(f"pos_embed@{pos}", "position", -1, pos, 0, rng) | {"label": f"position {pos}"})
+        for layer in range(n_layers):
+            nodes.append(_node(f"L{layer}.error@{pos}", "error", layer, pos, 0, rng) | {"label": "not explained"})
+    nodes += [_node(f"L{layer}.bos", "bos", layer, 0, 0, rng) | {"label": "MLP output"} for layer in range(n_layers)]
+    for at in range(n_biases):
+        layer = at % n_layers
+        nodes.append(_node(f"bias{at}", "bias", layer, None, 0, rng) | {"label": f"bias {at} of layer {layer}"})
+    for at, answer in enumerate(["94", "84", "95"]):
+        nodes.append(_node(f"logit{at}", "logit", n_layers, last, 0, rng) | {"label": answer})
+    return nodes
+
+
+def _node(name: str, kind: str, layer: int, pos: int | None, at: int, rng) -> dict:
+    label = list(LABELS)[int(rng.integers(len(LABELS)))]
+    isfeature = kind == "feature"
+    return {
+        "id": name,
+        "kind": kind,
+        "layer": layer,
+        "pos": pos,
+        "label": LABELS[label][at % len(LABELS[label])] if isfeature else name,
+        "class": label if isfeature else None,
+        "supernode": LABELS[label][at % len(LABELS[label])] if isfeature else None,
+        "activation": float(rng.gamma(1.5)) if isfeature else None,
+        "influence": float(rng.pareto(1.6) + 0.02),
+        "class_share": float(rng.uniform(0.8, 1)) if isfeature else None,
+        "plot": None,
+        "check": None,
+        "text": None,
+    }
+
+
+def _plot(kind: str, rng) -> dict:
+    a, b = np.mgrid[:100, :100]
+    patterns = {
+        "sum": np.exp(-((a + b - 94) ** 2) / 60),
+        "ones-digit lookup": ((a % 10 == 5) & (b % 10 == 9)) * 2.5,
+        "magnitude": np.exp(-((a - 36) ** 2 + (b - 58) ** 2) / 300),
+        "operand": (a == 35) * 1.0 + 0.1 * (a % 10 == 5),
+        "modular": ((a + b) % 5 == 4) * 1.2,
+    }
+    values = patterns.get(kind, np.full((100, 100), 0.5)) * rng.uniform(0.5, 4)
+    png, peak = grey_png(np.maximum(values + rng.normal(0, 0.03, values.shape), 0))
+    return {"png": png, "max": peak}
+
+
+def _check(rng) -> dict:
+    predicted = float(rng.normal(-0.3, 0.7))
+    return {
+        "direct": predicted * 0.6,
+        "predicted": predicted,
+        "measured": predicted + float(rng.normal(0, 0.1)),
+        "frozen": predicted + float(rng.normal(0, 0.03)),
+    }
+
+
+def _edges(nodes: list[dict], n_edges: int, rng) -> list[dict]:
+    """Distinct pairs that go up the layers and never back to an earlier position."""
+    layers = np.array([node["layer"] for node in nodes])
+    places = np.array([-1 if node["pos"] is None else node["pos"] for node in nodes])
+    found: dict[tuple[int, int], float] = {}
+    while len(found) < n_edges:
+        source, target = rng.integers(len(nodes), size=2)
+        if layers[source] < layers[target] and places[source] <= places[target]:
+            found[int(source), int(target)] = float(rng.normal() * rng.pareto(2))
+    return [{"source": nodes[s]["id"], "target": nodes[t]["id"], "weight": w} for (s, t), w in found.items()]
+
+
+def _everything_else(nodes: list[dict]) -> dict:
+    paths = [
+        ("35 → (L0 head 2) → ones digits 5 and 9 → sum ends in 4 → 94", 0.31, ["embed@0", 0, 4, "logit0"]),
+        ("35, 59 → magnitude of both → sum is near 90 → 94", 0.24, ["embed@0", "embed@2", 1, 5, "logit0"]),
+        ("59 → ones digit → 94", 0.08, ["embed@2", "logit0"]),
+    ]
+    names = _last_features(nodes)
+    return {
+        "model": "addition",
+        "answer": {"token": "94", "probability": 0.998},
+        "scores": [
+            {
+                "name": "Replacement",
+                "value": 0.91,
+                "meaning": "share of the influence that runs through features, not errors",
+            },
+            {
+                "name": "Completeness",
+                "value": 0.96,
+                "meaning": "share of the inputs to the nodes that the graph explains",
+            },
+            {"name": "Intervention agreement", "value": 0.88, "meaning": "rank correlation with the measured effects"},
+        ],
+        "operands": {"names": ["a", "b"], "values": [35, 59], "size": 100},
+        "pathways": [
+            {"text": text, "share": share, "nodes": [names[n] if isinstance(n, int) else n for n in ids]}
+            for text, share, ids in paths
+        ],
+        "findings": [
+            {
+                "title": "Suppress the ones-digit features",
+                "rows": [["ones digit changes", "183 of 200"], ["answer off by more than 5", "12 of 200"]],
+            },
+            {
+                "title": "Suppress the magnitude features",
+                "rows": [["ones digit changes", "21 of 200"], ["answer off by more than 5", "160 of 200"]],
+            },
+        ],
+        "checks": {
+            "columns": ["Level", "Spearman", "Sign agreement", "Control Spearman"],
+            "rows": [
+                ["all frozen", "1.000", "100 %", "0.02"],
+                ["attention and norms frozen", "0.97", "96 %", "0.03"],
+                ["nothing frozen", "0.88", "91 %", "0.01"],
+            ],
+        },
+        "made": {"mechkit": "0.1.0", "model weights sha256": "3f" * 32, "date": "2026-11-21"},
+    }
+
+
+def _last_features(nodes: list[dict]) -> list[str]:
+    """Four features of layer 0 and four of layer 1, at the last position."""
+    last = [node for node in nodes if node["kind"] == "feature" and node["pos"] == 3]
+    low, high = ([node["id"] for node in last if node["layer"] == layer] for layer in (0, 1))
+    return [*low[:4], *high[:4]]
