@@ -19,9 +19,7 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> Path:
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise PermissionError(
-            f"cannot write '{path}': {error.strerror}; choose a folder you may write to"
-        ) from error
+        raise PermissionError(f"cannot write '{path}': {error.strerror}; choose a folder you may write to") from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(raw)

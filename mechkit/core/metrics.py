@@ -1,0 +1,143 @@
+"""Metrics: logits in, one number per prompt out.
+
+A metric knows which positions it reads, so that an engine need not compute the others, and its unit.
+It is called as `metric(logits, prompts)`; where a metric is taken, a plain `f(logits)` is accepted too.
+
+>>> logit_diff.unit, logit_diff.reads
+('logits', 'last')
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechkit.core.prompts import NO_TOKEN, Prompts
+
+Logits = Float[Tensor, "prompt pos vocab"]
+PerPrompt = Float[Tensor, "prompt"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number per prompt, computed from the logits."""
+
+    name: str
+    """What it is called in tables."""
+    unit: str
+    """What its numbers are measured in."""
+    reads: Literal["last", "all"]
+    """Positions it reads: each prompt's last real token, or all of them."""
+    compute: Callable[[Tensor, Prompts], Tensor]
+    """`(logits, prompts) -> numbers`."""
+
+    def __call__(self, logits: Logits, prompts: Prompts) -> PerPrompt:
+        """The metric on each prompt. Raises ValueError where it does not give one number per prompt."""
+        values = self.compute(logits, prompts)
+        if not isinstance(values, Tensor) or values.shape != (len(prompts),):
+            shape = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(
+                f"metric '{self.name}' gave {shape} for {len(prompts)} prompts; it must give one number per prompt"
+            )
+        return values
+
+
+def as_metric(metric: "Metric | Callable") -> Metric:
+    """`metric` itself, or a plain `f(logits)` or `f(logits, prompts)` as one that reads every position."""
+    if isinstance(metric, Metric):
+        return metric
+    if not callable(metric):
+        raise TypeError(f"a metric is a Metric or a function of the logits, not {type(metric).__name__}")
+    name = getattr(metric, "__name__", type(metric).__name__)
+    compute = metric if _takes_prompts(metric) else lambda logits, prompts: metric(logits)
+    return Metric(name, "metric", "all", lambda logits, prompts: _lifted(compute(logits, prompts), len(prompts)))
+
+
+def _takes_prompts(function: Callable) -> bool:
+    required = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+    return len([p for p in required if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]) >= 2
+
+
+def _lifted(value, n_prompts: int):
+    """A single number for a single prompt, as a batch of one."""
+    return value.reshape(1) if n_prompts == 1 and isinstance(value, Tensor) and value.numel() == 1 else value
+
+
+def last_logits(logits: Logits, prompts: Prompts) -> Float[Tensor, "prompt vocab"]:
+    """Each prompt's logits after its own last token."""
+    last = torch.tensor(prompts.lengths, device=logits.device) - 1
+    return logits[torch.arange(len(prompts), device=logits.device), last]
+
+
+def single_answers(prompts: Prompts, which: Literal["answers", "wrong"] = "answers") -> Int[Tensor, "prompt"]:
+    """The one token of each answer. Raises ValueError where there is none or more than one."""
+    ids = getattr(prompts, which)
+    if ids is None:
+        raise ValueError(f"the prompts carry no {which}; give them (answers=, wrong=) when making the prompts")
+    lengths = (ids != NO_TOKEN).sum(1)
+    if int(lengths.max()) > 1:
+        i = int(lengths.argmax())
+        raise ValueError(f"answer {i} ({which}) is {int(lengths[i])} tokens; the metric needs exactly one")
+    return ids[:, 0]
+
+
+def _at(values: Float[Tensor, "prompt vocab"], ids: Int[Tensor, "prompt"]) -> PerPrompt:
+    return values.gather(1, ids[:, None].to(values.device))[:, 0]
+
+
+def _logit_diff(logits: Tensor, prompts: Prompts) -> Tensor:
+    last = last_logits(logits, prompts)
+    return _at(last, single_answers(prompts)) - _at(last, single_answers(prompts, "wrong"))
+
+
+def _logprob(logits: Tensor, prompts: Prompts) -> Tensor:
+    return _at(last_logits(logits, prompts).log_softmax(-1), single_answers(prompts))
+
+
+def _accuracy(logits: Tensor, prompts: Prompts) -> Tensor:
+    last = last_logits(logits, prompts)
+    return (last.argmax(-1) == single_answers(prompts).to(last.device)).to(last.dtype)
+
+
+def _loss(logits: Tensor, prompts: Prompts) -> Tensor:
+    if min(prompts.lengths) < 2:
+        raise ValueError("loss needs prompts of at least two tokens: it predicts each token from those before it")
+    logprobs = logits[:, :-1].log_softmax(-1)
+    nll = -logprobs.gather(-1, prompts.tokens[:, 1:, None].to(logits.device))[..., 0]
+    real = prompts.mask[:, 1:].to(logits.device)
+    return nll.masked_fill(~real, 0).sum(1) / real.sum(1)
+
+
+logit_diff = Metric("logit_diff", "logits", "last", _logit_diff)
+"""Logit of the answer minus logit of the wrong answer, at the last token. Positive: the answer is preferred."""
+
+logprob = Metric("logprob", "nats", "last", _logprob)
+"""Log-probability of the answer at the last token, at most 0."""
+
+prob = Metric("prob", "probability", "last", lambda logits, prompts: _logprob(logits, prompts).exp())
+"""Probability of the answer at the last token."""
+
+accuracy = Metric("accuracy", "share right", "last", _accuracy)
+"""1 where the answer is the likeliest next token, else 0."""
+
+loss = Metric("loss", "nats per token", "all", _loss)
+"""Mean cross-entropy of each prompt's own tokens from the second on."""
+
+
+def kl(reference: Logits) -> Metric:
+    """Divergence KL(reference || run) of the next-token distribution at the last token, in nats, at least 0.
+
+    `reference` holds the logits to compare with, usually the unedited model's on the same prompts.
+    """
+
+    def compute(logits: Tensor, prompts: Prompts) -> Tensor:
+        if reference.shape[0] != len(prompts):
+            raise ValueError(f"kl has reference logits for {reference.shape[0]} prompts, the run has {len(prompts)}")
+        old = last_logits(reference.to(logits.device), prompts).log_softmax(-1)
+        return (old.exp() * (old - last_logits(logits, prompts).log_softmax(-1))).sum(-1)
+
+    return Metric("kl", "nats", "last", compute)

@@ -1,0 +1,287 @@
+"""Prompts with their answers, and pairs of them.
+
+A `Prompts` is a right-padded batch of token ids with what belongs to each prompt: text, mask, answer, wrong
+answer and named spans. A `Pair` is a clean and a corrupt batch that match prompt by prompt.
+
+    pair = Pair.from_text(model, clean="35+59=", corrupt="35+51=")   # answers: the model's own, 94 and 86
+    pair.clean.positions("subject[-1]")                              # spans resolve per prompt
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+Span = tuple[int, int]
+"""First token of a span and the one after its last."""
+
+NO_TOKEN = -1
+"""Fills an answer of fewer tokens than the longest in the batch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """A batch of prompts, right-padded, with what belongs to each."""
+
+    tokens: Int[Tensor, "prompt pos"]
+    """Token ids; anything right of a prompt's own length is padding."""
+    mask: Bool[Tensor, "prompt pos"]
+    """True on real tokens."""
+    text: tuple[str, ...] | None = None
+    """The text of each prompt, where it came from text."""
+    answers: Int[Tensor, "prompt answer"] | None = None
+    """Token ids of each prompt's answer, `NO_TOKEN` to the right of shorter ones."""
+    wrong: Int[Tensor, "prompt answer"] | None = None
+    """Token ids of each prompt's wrong answer."""
+    spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
+    """Named stretches of tokens, one `(start, end)` per prompt."""
+
+    def __post_init__(self) -> None:
+        if self.tokens.shape[0] == 0 or not bool(self.mask.any(1).all()):
+            raise ValueError("a prompt is empty; every prompt needs at least one token")
+        for name, spans in self.spans.items():
+            if len(spans) != len(self):
+                raise ValueError(f"span '{name}' is given for {len(spans)} prompts, there are {len(self)}")
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of real tokens of each prompt."""
+        return self.mask.sum(1).tolist()
+
+    @classmethod
+    def from_tokens(cls, tokens, answers=None, wrong=None, *, spans=None, text=None) -> "Prompts":
+        """Prompts from token ids: a tensor, a list of ids, or a list of lists of different lengths.
+
+        `answers` and `wrong` hold one token id, or a list of them, per prompt. Raises ValueError for an empty
+        prompt or a number of answers other than the number of prompts.
+        """
+        rows = _as_rows(tokens)
+        width = max((len(row) for row in rows), default=0)
+        device = tokens.device if isinstance(tokens, Tensor) else None
+        ids = torch.zeros(len(rows), width, dtype=torch.long, device=device)
+        mask = torch.zeros(len(rows), width, dtype=torch.bool, device=device)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+            mask[i, : len(row)] = True
+        answers, wrong = (_answer_ids(given, len(rows), device) for given in (answers, wrong))
+        return cls(ids, mask, text, answers, wrong, dict(spans or {}))
+
+    @classmethod
+    def from_text(cls, model, text: str | Sequence[str], answers=None, wrong=None, *, spans=None) -> "Prompts":
+        """Prompts from text, in `model`'s tokens, BOS where the model prepends it.
+
+        `answers` and `wrong` are one string per prompt (or token ids). `spans` maps a name to `(start, end)` token
+        positions, or to the text of the span, one per prompt. Raises ValueError for an empty or over-long prompt
+        and for a span that is not in its prompt.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        rows = [_tokenize(model, one) for one in texts]
+        answers, wrong = (_tokenize_answers(model, given) for given in (answers, wrong))
+        made = cls.from_tokens(rows, answers, wrong, text=tuple(texts))
+        found = {name: _find_spans(model, made, name, given) for name, given in (spans or {}).items()}
+        return replace(made, spans=found).to(_device(model))
+
+    def to(self, device) -> "Prompts":
+        """The same prompts on `device`."""
+        moved = {
+            name: None if (value := getattr(self, name)) is None else value.to(device)
+            for name in ("tokens", "mask", "answers", "wrong")
+        }
+        return replace(self, **moved)
+
+    def with_answers(self, answers, wrong=None) -> "Prompts":
+        """The same prompts with these token ids as answers and wrong answers."""
+        answers, wrong = (_answer_ids(given, len(self), self.tokens.device) for given in (answers, wrong))
+        return replace(self, answers=answers, wrong=wrong)
+
+    def __getitem__(self, chosen: int | slice | Sequence[int]) -> "Prompts":
+        """Some of the prompts, cut to the longest of them."""
+        rows = list(range(len(self)))[chosen] if isinstance(chosen, slice) else chosen
+        rows = [rows] if isinstance(rows, int) else list(rows)
+        width = max(self.lengths[i] for i in rows)
+        pick = lambda value: None if value is None else value[rows]  # noqa: E731
+        return Prompts(
+            self.tokens[rows, :width],
+            self.mask[rows, :width],
+            None if self.text is None else tuple(self.text[i] for i in rows),
+            pick(self.answers),
+            pick(self.wrong),
+            {name: tuple(spans[i] for i in rows) for name, spans in self.spans.items()},
+        )
+
+    def positions(self, pos: int | str | None) -> list[int | list[int]]:
+        """Per prompt, the token positions that a site's `pos` names: an int for one, a list for a stretch.
+
+        None is every token. Raises ValueError for a position outside a prompt or a span that is not named.
+        """
+        return [self._position(pos, i, length) for i, length in enumerate(self.lengths)]
+
+    def _position(self, pos: int | str | None, prompt: int, length: int) -> int | list[int]:
+        if pos is None:
+            return list(range(length))
+        if isinstance(pos, int):
+            return _inside(pos, length, pos)
+        if re.fullmatch(r"-?\d+:-?\d+", pos):
+            start, end = (int(part) for part in pos.split(":"))
+            first, last = _inside(start, length, pos), _inside(end - 1, length, pos)
+            return list(range(first, last + 1))
+        name, _, which = pos.partition("[")
+        if name not in self.spans:
+            known = ", ".join(sorted(self.spans)) or "none"
+            raise ValueError(f"no span '{name}' (known spans: {known}); give it with spans={{'{name}': ...}}")
+        span = list(range(*self.spans[name][prompt]))
+        return span[int(which[:-1])] if which else span
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A clean and a corrupt batch that match prompt by prompt; both carry the same answers."""
+
+    clean: Prompts
+    """Prompts on which the behaviour shows; their answers are the right ones."""
+    corrupt: Prompts
+    """The same prompts, minimally changed so that `wrong` is right."""
+
+    def __post_init__(self) -> None:
+        if len(self.clean) != len(self.corrupt):
+            raise ValueError(
+                f"clean has {len(self.clean)} prompts, corrupt has {len(self.corrupt)}; they match in pairs"
+            )
+        spans = set(self.clean.spans) & set(self.corrupt.spans)
+        if self.clean.lengths != self.corrupt.lengths and not spans:
+            i = next(i for i, (a, b) in enumerate(zip(self.clean.lengths, self.corrupt.lengths, strict=True)) if a != b)
+            raise ValueError(
+                f"clean has {self.clean.lengths[i]} tokens, corrupt has {self.corrupt.lengths[i]}; "
+                "patching matches positions, so the two must be equal, or both must name the same spans"
+            )
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    @classmethod
+    def from_tokens(cls, clean, corrupt, answer, wrong, *, spans=None) -> "Pair":
+        """A pair from token ids; `answer` and `wrong` are one token id (or a list of ids) per prompt.
+
+        Raises ValueError where an answer equals its wrong answer.
+        """
+        pair = cls(
+            Prompts.from_tokens(clean, answer, wrong, spans=spans),
+            Prompts.from_tokens(corrupt, answer, wrong, spans=spans),
+        )
+        return pair._checked()
+
+    @classmethod
+    def from_text(cls, model, clean, corrupt, answer=None, wrong=None, *, spans=None) -> "Pair":
+        """A pair from text. Answers left out are the model's own: its likeliest next token on each prompt.
+
+        Cost: one forward pass per side whose answer is left out. Raises ValueError where the answers are equal.
+        """
+        made = Prompts.from_text(model, clean, spans=spans), Prompts.from_text(model, corrupt, spans=spans)
+        ids = [
+            likeliest(model, prompts) if given is None else _tokenize_answers(model, given)
+            for prompts, given in zip(made, (answer, wrong), strict=True)
+        ]
+        return cls(*(prompts.with_answers(*ids) for prompts in made))._checked()
+
+    def _checked(self) -> "Pair":
+        answers, wrong = self.clean.answers, self.clean.wrong
+        if answers is not None and wrong is not None and answers.shape == wrong.shape:
+            same = (answers == wrong).all(1).nonzero().flatten().tolist()
+            if same:
+                raise ValueError(
+                    f"answer and wrong answer are the same token on prompts {same[:5]}; "
+                    "give answer= and wrong=, or prompts on which the model answers differently"
+                )
+        return self
+
+
+@torch.no_grad()
+def likeliest(model, prompts: Prompts) -> Int[Tensor, "prompt"]:
+    """The model's likeliest next token after each prompt. Cost: one forward pass per prompt length."""
+    best = torch.empty(len(prompts), dtype=torch.long, device=prompts.tokens.device)
+    for rows in by_length(prompts):
+        best[rows] = model(prompts[rows].tokens)[:, -1].argmax(-1)
+    return best
+
+
+def by_length(prompts: Prompts) -> list[list[int]]:
+    """Prompt numbers grouped by length, so that each group runs without padding."""
+    groups: dict[int, list[int]] = {}
+    for i, length in enumerate(prompts.lengths):
+        groups.setdefault(length, []).append(i)
+    return list(groups.values())
+
+
+def _inside(pos: int, length: int, quoted: int | str) -> int:
+    place = pos + length if pos < 0 else pos
+    if not 0 <= place < length:
+        raise ValueError(f"position @{quoted} is outside a prompt of {length} tokens (0 to {length - 1})")
+    return place
+
+
+def _as_rows(tokens) -> list[list[int]]:
+    rows = tokens.tolist() if isinstance(tokens, Tensor) else list(tokens)
+    if rows and not isinstance(rows[0], list | tuple | Tensor):
+        rows = [rows]
+    return [row.tolist() if isinstance(row, Tensor) else list(row) for row in rows]
+
+
+def _answer_ids(given, n_prompts: int, device) -> Int[Tensor, "prompt answer"] | None:
+    if given is None:
+        return None
+    if isinstance(given, Tensor):
+        given = given.tolist()
+    rows = [given] if isinstance(given, int) else list(given)
+    rows = [[row] if isinstance(row, int) else list(row) for row in rows]
+    if len(rows) != n_prompts:
+        raise ValueError(f"{len(rows)} answers for {n_prompts} prompts; give one per prompt")
+    ids = torch.full((n_prompts, max(map(len, rows))), NO_TOKEN, dtype=torch.long, device=device)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+    return ids
+
+
+def _tokenize(model, text: str) -> list[int]:
+    if not text:
+        raise ValueError("a prompt is empty; every prompt needs at least one token")
+    ids = model.to_tokens(text, truncate=False)[0].tolist()
+    if len(ids) > model.cfg.n_ctx:
+        raise ValueError(f"prompt of {len(ids)} tokens; the model's context is {model.cfg.n_ctx}: {text[:60]!r}")
+    return ids
+
+
+def _tokenize_answers(model, given):
+    """One list of token ids per answer; ids and tensors pass as they are."""
+    if given is None or isinstance(given, Tensor | int):
+        return given
+    given = [given] if isinstance(given, str) else list(given)
+    return [model.to_tokens(one, prepend_bos=False)[0].tolist() if isinstance(one, str) else one for one in given]
+
+
+def _find_spans(model, prompts: Prompts, name: str, given) -> tuple[Span, ...]:
+    given = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else list(given)
+    if len(given) != len(prompts):
+        raise ValueError(f"span '{name}' is given for {len(given)} prompts, there are {len(prompts)}")
+    return tuple(
+        _find_text(model, prompts.tokens[i].tolist(), name, one) if isinstance(one, str) else (one[0], one[1])
+        for i, one in enumerate(given)
+    )
+
+
+def _find_text(model, ids: list[int], name: str, text: str) -> Span:
+    for spelling in (text, " " + text):
+        part = model.to_tokens(spelling, prepend_bos=False)[0].tolist()
+        for start in range(len(ids) - len(part) + 1):
+            if ids[start : start + len(part)] == part:
+                return start, start + len(part)
+    raise ValueError(f"span '{name}': '{text}' is not a stretch of tokens of its prompt")
+
+
+def _device(model):
+    return next(model.parameters()).device
