@@ -4,7 +4,13 @@ import numpy as np
 
 from mechkit.viz.heatmap_png import grey_png
 
-EVIL = ("</script><img src=x onerror=alert(1)>", "<b>x</b>", "<!--<script>", "{{script}} & ' \" \u2028 \\u003c")
+EVIL = (
+    "</script><img src=x onerror=alert(1)>",
+    "<b>x</b>",
+    "<!--<script>",
+    "</script x=",
+    "{{script}} & ' \" \u2028 \\u003c",
+)
 LABELS = {
     "sum": ["sum is 94", "sum is near 90", "sum is 80 to 99", "sum is above 120"],
     "ones-digit lookup": ["ones digits 5 and 9", "sum's last digit is 4", "ones digits 5 or 6 with 8 or 9"],
@@ -60,6 +66,17 @@ def crowded_payload(n_cell: int = 80) -> dict:
     nodes += [_node(f"t{at}", "token", -1, at, at, rng) for at in range(30)]
     edges = [{"source": f"t{at % 18}", "target": f"f{at}", "weight": float(rng.normal())} for at in range(n_cell)]
     return {"title": "crowded", "tokens": tokens, "n_layers": 1, "nodes": nodes, "edges": edges}
+
+
+def bare_payload() -> dict:
+    """Only the keys that must be there, with a bias that feeds a feature of its own layer."""
+    nodes = [
+        {"id": "t", "kind": "token", "layer": -1, "pos": 0},
+        {"id": "b", "kind": "bias", "layer": 0, "pos": None},
+        {"id": "f", "kind": "feature", "layer": 0, "pos": 0},
+    ]
+    edges = [{"source": name, "target": "f", "weight": weight} for name, weight in (("t", 0.0), ("b", -1.0))]
+    return {"title": "x", "tokens": ["x"], "n_layers": 1, "nodes": nodes, "edges": edges}
 
 
 def make_payload(title, tokens, n_layers, n_features, n_edges, n_biases, seed, plots=True) -> dict:

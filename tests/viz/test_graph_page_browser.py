@@ -1,9 +1,11 @@
 import http.server
 import threading
+from urllib.parse import quote
 
 import pytest
 from browser import find_chromium, probe
-from graph_payloads import crowded_payload, evil_payload, large_payload, small_payload
+from graph_payloads import bare_payload, crowded_payload, evil_payload, large_payload, small_payload
+from test_heatmap_png import decode
 
 from mechkit.viz.graph_page import render_graph_page
 
@@ -50,6 +52,33 @@ def test_the_overlap_check_sees_an_overlap():
     assert not overlaps([[0, 0, 10, 10], [10, 0, 20, 10], [0, 10, 10, 20]])
 
 
+def test_a_payload_with_only_what_it_must_have_is_a_page(tmp_path):
+    payload = bare_payload()
+    report = probe(render_graph_page(payload), tmp_path, LAYOUT, fragment="#node=f")
+    assert report["seen"] == {"errors": [], "violations": []}
+    assert (len(report["nodes"]), report["heading"], report["plot"]) == (len(payload["nodes"]), "f", 0)
+
+
+HASHES = """
+const answers = {};
+for (const hash of ['#node=embed%400', '#node=gone', '#path=2', '#node=%E0%A4%A', '#path=1', '#path=9', '#nonsense']) {
+  location.hash = hash;
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  answers[hash] = document.querySelectorAll('.node.lit').length;
+}
+return {answers};
+"""
+
+
+def test_a_hash_selects_what_it_names_and_nothing_where_that_is_not_there(tmp_path):
+    report = probe(render_graph_page(small_payload()), tmp_path, HASHES)
+    assert report["seen"] == {"errors": [], "violations": []}
+    lit = report["answers"]
+    named = ("#node=embed%400", "#path=2", "#path=1")
+    assert all(lit[name] > 1 for name in named)
+    assert not any(count for name, count in lit.items() if name not in named)
+
+
 @pytest.mark.parametrize(
     ("make", "width"), [(small_payload, 1000), (large_payload, 1280), (evil_payload, 1280), (crowded_payload, 1920)]
 )
@@ -71,14 +100,47 @@ def test_every_node_is_drawn_and_nothing_overlaps(make, width, tmp_path):
 def test_the_hash_selects_a_node_and_its_names_cover_no_lit_mark(tmp_path):
     payload = small_payload()
     node = next(node for node in payload["nodes"] if node["plot"] and node["check"])
-    fragment = "#node=" + node["id"].replace("#", "%23").replace("[", "%5B")
-    report = probe(render_graph_page(payload), tmp_path, LAYOUT, fragment=fragment)
+    report = probe(render_graph_page(payload), tmp_path, LAYOUT, fragment="#node=" + quote(node["id"]))
     assert report["seen"] == {"errors": [], "violations": []}
     assert report["heading"] == node["label"]
     assert report["plot"] == 1
     assert report["reading"].startswith("This prompt, a = 35, b = 59: ")
     assert report["labels"]
     assert overlaps(report["labels"] + report["lit"]) == []
+
+
+POINT = """
+const canvas = document.querySelector('canvas.operand-plot');
+const reading = () => document.querySelector('.reading').textContent;
+const b = canvas.getBoundingClientRect();
+const side = b.width - 40;
+const point = (x, y) => {
+  const at = {clientX: b.left + 36 + x * side, clientY: b.top + 6 + y * side};
+  canvas.dispatchEvent(new PointerEvent('pointermove', at));
+  return reading();
+};
+const rest = reading();
+return {rest, corner: point(0.005, 0.005), middle: point(0.595, 1 - 0.355), outside: point(-0.1, 0.5)};
+"""
+
+
+def test_the_operand_plot_reads_the_value_under_the_pointer(tmp_path):
+    payload = small_payload()
+    node = next(node for node in payload["nodes"] if node["plot"] and node["class"] == "operand")
+    values = decode(node["plot"]["png"]) / 255 * node["plot"]["max"]
+    assert values[35, 59] > 2 * values[59, 35]
+    fragment = "#node=" + quote(node["id"])
+    report = probe(render_graph_page(payload), tmp_path, POINT, fragment=fragment)
+
+    def value(text: str, start: str) -> float:
+        assert text.startswith(start)
+        return float(text.removeprefix(start))
+
+    # three digits are shown
+    assert value(report["rest"], "This prompt, a = 35, b = 59: ") == pytest.approx(values[35, 59], rel=5e-3)
+    assert value(report["middle"], "a = 35, b = 59: ") == pytest.approx(values[35, 59], rel=5e-3)
+    assert value(report["corner"], "a = 99, b = 0: ") == pytest.approx(values[99, 0], rel=5e-3)
+    assert report["outside"] == report["rest"]
 
 
 CONTROLS = (

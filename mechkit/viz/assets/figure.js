@@ -83,13 +83,17 @@ function whereIs(node) {
   return isNumber(node.pos) ? `${layer}, at ‘${visible(graph.payload.tokens[node.pos])}’ (position ${node.pos})` : layer;
 }
 
+// From the top of the source up to the foot of the target; within a layer, from foot to foot below the row.
 function edgePath(edge) {
   const from = graph.layout.places.get(edge.source);
   const to = graph.layout.places.get(edge.target);
-  const y0 = from.y - from.h / 2;
+  const isUp = graph.nodes.get(edge.source).layer < graph.nodes.get(edge.target).layer;
+  const y0 = from.y + (isUp ? -from.h : from.h) / 2;
   const y1 = to.y + to.h / 2;
   const pull = Math.max(26, Math.abs(y0 - y1) * 0.45);
-  return `M${from.x.toFixed(1)} ${y0.toFixed(1)}C${from.x.toFixed(1)} ${(y0 - pull).toFixed(1)} ${to.x.toFixed(1)} ${(y1 + pull).toFixed(1)} ${to.x.toFixed(1)} ${y1.toFixed(1)}`;
+  const points = [[from.x, y0], [from.x, isUp ? y0 - pull : y0 + pull], [to.x, y1 + pull], [to.x, y1]];
+  const [start, ...rest] = points.map((point) => point.map((value) => value.toFixed(1)).join(" "));
+  return `M${start}C${rest.join(" ")}`;
 }
 
 // Widths go by the strongest edge drawn; the lit ones of a selection by the strongest of these.
@@ -100,7 +104,9 @@ function drawEdges(edges, focus) {
   return edges.map((edge) => {
     const look = focus === null ? "plain" : focus.edges.has(edge) ? "lit" : "faded";
     const width = 0.7 + 4.3 * Math.abs(edge.weight) / scales[look];
-    return svg("path", {class: `edge ${edge.weight < 0 ? "negative" : "positive"} ${look}`, d: edgePath(edge), "stroke-width": width.toFixed(2)});
+    const isNegative = edge.weight < 0;
+    return svg("path", {class: `edge ${isNegative ? "negative" : "positive"} ${look}`, d: edgePath(edge), "stroke-width": width.toFixed(2),
+      "stroke-dasharray": isNegative ? `${(4 + 1.8 * width).toFixed(1)} ${(2.4 + 0.7 * width).toFixed(1)}` : null});
   });
 }
 

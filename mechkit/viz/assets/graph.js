@@ -70,7 +70,7 @@ function edgeSlider() {
     html("span", {class: "edge-key"}, edgeSample("positive"), "raises", edgeSample("negative"), "lowers"));
 }
 
-const edgeSample = (sign) => svg("svg", {width: 26, height: 8, "aria-hidden": "true"}, svg("path", {class: `edge lit ${sign}`, d: "M0 4H26", "stroke-width": 2.2}));
+const edgeSample = (sign) => svg("svg", {width: 26, height: 8, "aria-hidden": "true"}, svg("path", {class: `edge lit ${sign}`, d: "M0 4H26", "stroke-width": 2.2, "stroke-dasharray": sign === "negative" ? "7 3.5" : null}));
 
 function drawToolbar() {
   const items = [...graph.categories.values()];
