@@ -1,0 +1,108 @@
+"""Word tokenizers that refuse what they do not know.
+
+A small model knows a closed list of words. `word_tokenizer` turns that list into a Hugging Face `tokenizers`
+object, which is saved as `tokenizer.json`; `WordTokenizer` loads it and works wherever TransformerLens wants a
+tokenizer. Text splits into numbers, letters and single signs, spaces only separate, and a word that is not in
+the list is an error that names it.
+
+>>> tokenizer = WordTokenizer(word_tokenizer(["<pad>", "3", "5", "+", "="]), name="the tiny model", knows="3 and 5")
+>>> tokenizer("3+5=")["input_ids"]
+[1, 3, 2, 4]
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Sequence as InTurn
+from tokenizers.pre_tokenizers import Split, WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+
+PAD = "<pad>"
+PIECES = r"<\w+>|\d+|[^\W\d_]+(?:'[^\W\d_]+)?|."
+"""What one word is: a bracketed name, a number, letters (with one apostrophe inside), or a single sign."""
+
+
+def word_tokenizer(words: Sequence[str]) -> Tokenizer:
+    """A tokenizer whose token ids are the places of `words`; `<pad>` must be among them.
+
+    Raises ValueError where a word occurs twice, would be split, or `<pad>` is missing.
+    """
+    if PAD not in words:
+        raise ValueError(f"no {PAD} among the {len(words)} words; batches of unequal prompts need it")
+    twice = sorted({word for word in words if words.count(word) > 1})
+    if twice:
+        raise ValueError(f"words given twice: {twice}; each token needs its own word")
+    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token=PAD))
+    tokenizer.pre_tokenizer = InTurn([WhitespaceSplit(), Split(Regex(PIECES), "isolated")])
+    tokenizer.decoder = Fuse()
+    split = [word for word in words if _words(tokenizer, word) != [word]]
+    if split:
+        raise ValueError(f"words that would be split: {split}; a word is a number, letters or one sign")
+    return tokenizer
+
+
+class WordTokenizer(PreTrainedTokenizerFast):
+    """A tokenizer for a closed list of words, for TransformerLens and Hugging Face callers alike.
+
+    Raises ValueError for text with an unknown word, for `<pad>` typed out, for an empty prompt, and where a
+    prompt would be cut short. `encode("")` alone is allowed: TransformerLens asks it whether the
+    tokenizer prepends a token.
+    """
+
+    def __init__(self, tokenizer_object: Tokenizer, *, name: str, knows: str = "", **settings: Any):
+        """`name` is how errors call the model, `knows` what they say it knows ("the numbers 0 to 9")."""
+        settings = {"pad_token": PAD, "eos_token": PAD, "name_or_path": name, **settings}
+        super().__init__(tokenizer_object=tokenizer_object, **settings)
+        self.model_input_names = ["input_ids", "attention_mask"]
+        self._name, self._knows = name, knows
+
+    def __call__(self, text: str | Sequence[str] | None = None, *args: Any, **options: Any):
+        """Token ids of one prompt or a list of them, padded on the right when asked; see the class."""
+        for prompt in _prompts(text):
+            self._check(prompt, _limit(options))
+        return super().__call__(text, *args, **options)
+
+    def encode(self, text: str, *args: Any, **options: Any) -> list[int]:
+        """Token ids of one prompt; see the class."""
+        if text == "":
+            return []
+        self._check(text, _limit(options))
+        return super().encode(text, *args, **options)
+
+    def tokenize(self, text: str, *args: Any, **options: Any) -> list[str]:
+        """The words of one prompt; see the class."""
+        self._check(text, None)
+        return super().tokenize(text, *args, **options)
+
+    def _check(self, prompt: str, limit: int | None) -> None:
+        if not isinstance(prompt, str):
+            raise TypeError(f"a prompt is text, not {type(prompt).__name__}; this tokenizer knows {self._knows}")
+        words = _words(self.backend_tokenizer, prompt)
+        if not words:
+            raise ValueError(f"empty prompt {prompt!r}; {self._name} knows {self._knows}")
+        known = self.backend_tokenizer.get_vocab(with_added_tokens=False)
+        for word in words:
+            if word == PAD:
+                raise ValueError(f"{PAD} typed out in {prompt!r}; it only fills up shorter prompts of a batch")
+            if word not in known:
+                raise ValueError(f"unknown token {word!r} in {prompt!r}; {self._name} knows {self._knows}")
+        if limit is not None and len(words) > limit:
+            raise ValueError(f"{prompt!r} has {len(words)} tokens; {self._name} reads at most {limit}")
+
+
+def _words(tokenizer: Tokenizer, text: str) -> list[str]:
+    return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+
+
+def _prompts(text: str | Iterable[str] | None) -> list:
+    if isinstance(text, str) or text is None:
+        return [text]
+    prompts = list(text)
+    return prompts or [""]
+
+
+def _limit(options: dict) -> int | None:
+    return options.get("max_length") if options.get("truncation") else None

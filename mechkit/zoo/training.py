@@ -1,0 +1,102 @@
+"""Training of small models from sampled prompts, on whatever device the model is on.
+
+The caller gives a model and a function that draws batches; `train` gives back the losses, with the model trained
+in place. The unembedding may be tied to the embedding, which a `HookedTransformer` does not do by itself: then the
+two are one matrix while training, and `model.unembed.W_U` holds its transpose at the end.
+
+>>> model = new_model(seed=0, n_layers=2, d_model=128, n_ctx=5, d_vocab=208)
+>>> losses = train(model, lambda generator: sample_batch(1000, generator), n_steps=1500, seed=0)
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.func import functional_call
+
+from mechkit.core.progress import progress
+from mechkit.zoo.checkpoint import resume, save_state
+
+Batch = tuple[Int[Tensor, "prompt pos"], Int[Tensor, "prompt"], Int[Tensor, "prompt"]]
+"""Token ids padded on the right, the token id of the answer, and the position that must give it."""
+
+
+def new_model(seed: int, **settings: Any):
+    """A `HookedTransformer` with random weights drawn from `seed`; the global random state is left as it was."""
+    import warnings
+
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.manual_seed(seed)
+        return HookedTransformer(HookedTransformerConfig(**settings))
+
+
+def train(
+    model,
+    draw: Callable[[torch.Generator], Batch],
+    *,
+    n_steps: int,
+    seed: int,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 1.0,
+    n_warmup: int = 50,
+    tied: bool = True,
+    checkpoint: Path | None = None,
+    save_every: int = 100,
+) -> list[float]:
+    """Train `model` in place on the cross-entropy of one token per prompt; returns the loss of each step run.
+
+    AdamW, betas (.9, .98), a linear warm-up, then a cosine to zero. Prompts come from `draw`, given a generator
+    seeded by `seed`. With `checkpoint` the state is saved every `save_every` steps and training goes on from it.
+
+    Cost: one forward and backward pass per step.
+    """
+    parameters = _trained(model, tied)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98))
+    generator = torch.Generator().manual_seed(seed)
+    start = resume(checkpoint, parameters, optimizer, generator)
+    losses = []
+    for step in progress(range(start, n_steps), "training the model"):
+        optimizer.param_groups[0]["lr"] = learning_rate * schedule(step, n_steps, n_warmup)
+        tokens, answers, last = (tensor.to(model.cfg.device) for tensor in draw(generator))
+        loss = torch.nn.functional.cross_entropy(answer_logits(model, tokens, last, tied), answers)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        if checkpoint is not None and (step + 1) % save_every == 0:
+            save_state(checkpoint, step + 1, parameters, optimizer, generator)
+    _finish(model, tied)
+    return losses
+
+
+def answer_logits(
+    model, tokens: Int[Tensor, "prompt pos"], last: Int[Tensor, "prompt"], tied: bool
+) -> Float[Tensor, "prompt d_vocab"]:
+    """Logits at position `last` of each prompt, through the embedding's transpose where `tied`."""
+    override = {"unembed.W_U": model.embed.W_E.T, "unembed.b_U": torch.zeros_like(model.unembed.b_U)}
+    logits = functional_call(model, override if tied else {}, (tokens,))
+    return logits[torch.arange(len(tokens), device=logits.device), last]
+
+
+def schedule(step: int, n_steps: int, n_warmup: int) -> float:
+    """Share of the full learning rate at `step`: up linearly, then down along half a cosine."""
+    return min(1.0, (step + 1) / n_warmup) * 0.5 * (1 + math.cos(math.pi * step / n_steps))
+
+
+def _trained(model, tied: bool) -> dict[str, Tensor]:
+    return {n: p for n, p in model.named_parameters() if not (tied and n.startswith("unembed."))}
+
+
+@torch.no_grad()
+def _finish(model, tied: bool) -> None:
+    model.zero_grad(set_to_none=True)
+    if tied:
+        model.unembed.W_U.copy_(model.embed.W_E.T)
+        model.unembed.b_U.zero_()
