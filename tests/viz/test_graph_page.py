@@ -36,6 +36,11 @@ def test_the_page_carries_its_payload_unchanged(payload):
     assert json.loads(Tags(render_graph_page(payload)).data.strip()) == payload
 
 
+def test_the_data_block_holds_no_sign_that_html_reads(payload):
+    block = render_graph_page(payload).split('<script type="application/json" id="payload">')[1]
+    assert not re.search("[<>&]", block[: block.index("</script>\n")])
+
+
 def test_the_page_has_no_tag_from_the_payload(payload):
     plain = Tags(render_graph_page({"title": "", "tokens": [], "nodes": [], "edges": []}))
     assert [tag for tag, _ in Tags(render_graph_page(payload)).tags] == [tag for tag, _ in plain.tags]
