@@ -75,15 +75,19 @@ def _check(payload: dict) -> None:
         if node["id"] in seen:
             raise ValueError(f"two nodes are called '{node['id']}'; ids must be unique")
         seen.add(node["id"])
+    _check_links(payload, seen)
+    _check_finite(payload, "payload")
+
+
+def _check_links(payload: dict, known: set[str]) -> None:
     for edge in payload["edges"]:
         for end in ("source", "target"):
-            if edge[end] not in seen:
+            if edge[end] not in known:
                 raise ValueError(f"an edge's {end} is '{edge[end]}', which is not a node of the graph")
     for pathway in payload.get("pathways") or []:
-        strangers = [name for name in pathway.get("nodes", []) if name not in seen]
+        strangers = [name for name in pathway.get("nodes") or [] if name not in known]
         if strangers:
             raise ValueError(f"the pathway '{pathway.get('text')}' names '{strangers[0]}', not a node of the graph")
-    _check_finite(payload, "payload")
 
 
 def _n_layers(payload: dict) -> int:

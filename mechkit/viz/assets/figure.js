@@ -26,7 +26,7 @@ function makeCategories(nodes) {
   const spare = [...SPARE_COLOURS];
   for (const item of found.values()) {
     const known = PALETTE[item.name];
-    item.colour = item.kind !== "feature" ? `--kind-${item.kind}` : known || (item.name === UNCLASSED ? "--class-other" : spare.shift() || "--class-other");
+    item.colour = item.kind !== "feature" ? `--kind-${item.kind}` : known || (item.name === UNCLASSED ? "--class-none" : spare.shift() || "--class-other");
     item.hollow = item.colour === "--class-other";
   }
   const order = (item) => (item.kind === "feature" ? Object.keys(PALETTE).indexOf(item.name) + (item.name in PALETTE ? 0 : 50) : 100 + Object.keys(KIND_NAMES).indexOf(item.kind));
@@ -90,7 +90,7 @@ function edgePath(edge) {
   const isUp = graph.nodes.get(edge.source).layer < graph.nodes.get(edge.target).layer;
   const y0 = from.y + (isUp ? -from.h : from.h) / 2;
   const y1 = to.y + to.h / 2;
-  const pull = Math.max(26, Math.abs(y0 - y1) * 0.45);
+  const pull = isUp ? Math.max(26, (y0 - y1) * 0.45) : 34 + Math.abs(from.x - to.x) * 0.08;
   const points = [[from.x, y0], [from.x, isUp ? y0 - pull : y0 + pull], [to.x, y1 + pull], [to.x, y1]];
   const [start, ...rest] = points.map((point) => point.map((value) => value.toFixed(1)).join(" "));
   return `M${start}C${rest.join(" ")}`;
