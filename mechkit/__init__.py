@@ -22,7 +22,7 @@ _HOMES = {
     "mechkit.core.sweep": ("Activations", "Sweep", "activations", "sweep"),
     "mechkit.graphs.graph": ("AttributionGraph",),
     "mechkit.graphs.trace": ("trace",),
-    "mechkit.zoo.load": ("load",),
+    "mechkit.zoo.loading": ("load",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names} | {"tasks": "mechkit.zoo.tasks"}
 

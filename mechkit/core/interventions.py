@@ -11,7 +11,7 @@ Each one sees only its own slice `x[prompt, *slice]` and returns a new tensor; n
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -31,8 +31,8 @@ Slice = Float[Tensor, "prompt *slice"]
 class Intervention(ABC):
     """An edit of one site. Subclasses say what becomes of its slice."""
 
-    site: Site
-    """Where it acts; its text form is accepted."""
+    site: Any
+    """Where it acts: a `Site`, or the text of one, which is read into a `Site`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "site", Site.parse(self.site))

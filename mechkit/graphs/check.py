@@ -1,0 +1,236 @@
+"""Whether a graph is true: each feature's predicted effect on the answer against the model's.
+
+To suppress a feature is to take what it writes out of its MLP's output. The graph predicts the change of the
+answer's logit from its edges alone: every path, `Δh_t = Σ_s A[t,s] Δa_s / a_s`, `Δa_t = slope_t Δh_t`. The model is
+asked at three levels:
+
+    (i)   all frozen: patterns, scales and MLP outputs. Every target must move as its column says, exactly.
+    (ii)  attention patterns and scales frozen, MLPs live.
+    (iii) nothing frozen: what the graph is worth.
+
+Beside it stand the model's own gradient, the direct edge alone, and a control: the same graph with its weights
+permuted within each pair of layers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechkit.core.interventions import Add
+from mechkit.core.metrics import Metric
+from mechkit.core.sweep import hooked, sweep
+from mechkit.graphs.attribution import mlp_input
+from mechkit.graphs.nodes import Node
+
+N_CONTROLS = 20
+"""Permuted graphs that the control averages over."""
+
+
+@dataclass(frozen=True, eq=False)
+class Check:
+    """Changes of the answer's logit when each feature is suppressed: predicted and measured, in logits."""
+
+    nodes: Sequence[Node]
+    """The features suppressed, one at a time."""
+    predicted: Float[Tensor, "feature"]
+    """By the graph, along every path."""
+    direct: Float[Tensor, "feature"]
+    """By the feature's edge to the answer alone."""
+    gradient: Float[Tensor, "feature"]
+    """By the model's own gradient, nothing frozen."""
+    control: Float[Tensor, "draw feature"]
+    """By graphs whose weights are permuted within each pair of layers."""
+    frozen: Float[Tensor, "feature"]
+    """Measured, attention patterns and scales frozen: level (ii)."""
+    measured: Float[Tensor, "feature"]
+    """Measured, nothing frozen: level (iii)."""
+    exact_error: float
+    """Level (i): largest |measured - predicted| of any target, relative to the sum of its row's sizes."""
+
+    @property
+    def agreement(self) -> float:
+        """Spearman correlation of predicted and measured changes at level (iii); NaN for fewer than three features."""
+        return spearman(self.predicted, self.measured)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row per feature: layer, position and the changes, in logits."""
+        columns = ("predicted", "direct", "gradient", "frozen", "measured")
+        rows = {"feature": [str(node) for node in self.nodes], "layer": [node.layer for node in self.nodes]}
+        return pd.DataFrame({**rows, **{name: getattr(self, name).cpu().numpy() for name in columns}})
+
+    def summary(self) -> pd.DataFrame:
+        """Spearman correlation and sign agreement of each predictor with each level, over all and by layer."""
+        layers = sorted({node.layer for node in self.nodes})
+        rows = []
+        for level, truth in (("ii: attention and norms frozen", self.frozen), ("iii: nothing frozen", self.measured)):
+            for name in ("predicted", "gradient", "direct", "control"):
+                guess = getattr(self, name)
+                row = {"level": level, "by": "graph" if name == "predicted" else name}
+                row |= {"spearman": spearman(guess, truth), "same sign": same_sign(guess, truth)}
+                for layer in layers:
+                    here = torch.tensor([node.layer == layer for node in self.nodes])
+                    row[f"spearman L{layer}"] = spearman(guess[..., here], truth[here])
+                rows.append(row)
+        return pd.DataFrame(rows)
+
+    @classmethod
+    def pooled(cls, checks: Sequence["Check"]) -> "Check":
+        """Several prompts' checks as one."""
+        joined = {
+            name: torch.cat([getattr(check, name) for check in checks], dim=-1)
+            for name in ("predicted", "direct", "gradient", "control", "frozen", "measured")
+        }
+        nodes = [node for check in checks for node in check.nodes]
+        return cls(nodes, **joined, exact_error=max(check.exact_error for check in checks))
+
+
+def check_graph(graph, *, seed: int = 0) -> Check:
+    """Suppress every kept feature of `graph` in the model and compare with what the graph predicts.
+
+    Unit: logits, as the graph's logit targets. Cost: three forward passes per kept feature and one backward pass.
+    """
+    chosen = [i for i in graph.kept_sources if graph.weighted.sources[i].kind == "feature"]
+    nodes = [graph.weighted.sources[i] for i in chosen]
+    answer = graph.weighted.n_features
+    slopes = _slopes(graph)
+    frozen, measured = (_measure(graph, nodes, base) for base in (graph.attribution.frozen.freeze(mlps=False), []))
+    return Check(
+        nodes=nodes,
+        predicted=-graph.weighted.effects(answer, slopes)[chosen],
+        direct=-graph.weighted.values[answer, chosen],
+        gradient=_gradient(graph, nodes),
+        control=-_controls(graph, answer, slopes, seed)[:, chosen],
+        frozen=frozen,
+        measured=measured,
+        exact_error=exact_error(graph, chosen),
+    )
+
+
+@torch.no_grad()
+def exact_error(graph, chosen: Sequence[int]) -> float:
+    """Level (i): suppress each of the features `chosen` with all else frozen and compare every target's change with
+    its matrix column. The largest difference, relative to the sum of sizes of the target's row.
+    """
+    if not chosen:
+        return 0.0
+    engine, model = graph.attribution, graph.attribution.frozen.model
+    reads = [mlp_input(basis) for basis in engine.bases]
+    final = f"L{model.cfg.n_layers - 1}.resid_post"
+    runs = [[], *([_suppress(graph, graph.weighted.sources[i])] for i in chosen)]
+    done = sweep(
+        model, engine.frozen.prompts, runs, _no_metric, base=engine.frozen.freeze(mlps=True), read=[*reads, final]
+    )
+    values = {site.hook: value[:, 0] for site, value in done.read.items()}
+    moved = torch.stack([_read_target(graph, target, values) for target in graph.targets], 1)
+    change = moved[1:] - moved[:1]
+    sizes = graph.weighted.values.abs().sum(1)
+    return float(((change + graph.weighted.values[:, chosen].T).abs() / sizes).max())
+
+
+def spearman(a: Float[Tensor, "*draw n"], b: Float[Tensor, "n"]) -> float:
+    """Spearman rank correlation, averaged over draws; NaN for fewer than three pairs."""
+    if b.numel() < 3:
+        return float("nan")
+    ranks = pd.DataFrame(np.vstack([a.reshape(-1, b.numel()).cpu().numpy(), b.cpu().numpy()])).rank(axis=1).to_numpy()
+    return float(np.mean([np.corrcoef(row, ranks[-1])[0, 1] if row.std() else 0.0 for row in ranks[:-1]]))
+
+
+def same_sign(a: Float[Tensor, "*draw n"], b: Float[Tensor, "n"]) -> float:
+    """Share of pairs with the same sign."""
+    return float((a.sign() == b.sign()).float().mean())
+
+
+def answer_logit(graph) -> Metric:
+    """The answer's logit, measured as the graph's logit targets are."""
+    token, centred = graph.logits[0].index, graph.attribution.centred
+
+    def compute(logits: Tensor, prompts) -> Tensor:
+        last = logits[:, -1]
+        return last[:, token] - last.mean(-1) if centred else last[:, token]
+
+    return Metric("answer logit", "logits", "last", compute)
+
+
+_no_metric = Metric("none", "none", "last", lambda logits, prompts: logits[:, -1, 0])
+
+
+def _suppress(graph, node: Node) -> Add:
+    basis = graph.attribution.bases[node.layer]
+    return Add(f"L{node.layer}.mlp_out@{node.pos}", -node.value * basis.W_dec[node.index])
+
+
+def _measure(graph, nodes: Sequence[Node], base) -> Float[Tensor, "feature"]:
+    frozen = graph.attribution.frozen
+    runs = [[], *([_suppress(graph, node)] for node in nodes)]
+    values = sweep(frozen.model, frozen.prompts, runs, answer_logit(graph), base=base).scores[:, 0]
+    return values[1:] - values[0]
+
+
+def _slopes(graph) -> Float[Tensor, "target"]:
+    """Derivative of each target's activation at the prompt; 1 for logits."""
+    engine = graph.attribution
+    by_layer = [basis.slope(pre) for basis, pre in zip(engine.bases, engine.preactivations, strict=True)]
+    slopes = [by_layer[node.layer][node.pos, node.index] for node in engine.features]
+    ones = torch.ones_like(graph.weighted.weights)
+    return torch.cat([torch.stack(slopes), ones[len(slopes) :]]) if slopes else ones
+
+
+def _gradient(graph, nodes: Sequence[Node]) -> Float[Tensor, "feature"]:
+    """Change that the model's own gradient predicts; no parameter's gradient is allocated."""
+    if not nodes:
+        return torch.zeros(0)
+    frozen, leaves = graph.attribution.frozen, {}
+
+    def leaf(layer: int):
+        def hook(x: Tensor, hook) -> Tensor:
+            leaves[layer] = x if x.requires_grad else x.detach().requires_grad_(True)
+            return leaves[layer]
+
+        return f"blocks.{layer}.hook_mlp_out", hook
+
+    with torch.enable_grad(), hooked(frozen.model, [leaf(layer) for layer in range(frozen.model.cfg.n_layers)]):
+        logits = frozen.model(frozen.prompts.tokens)
+        value = answer_logit(graph)(logits, frozen.prompts).sum()
+        slopes = dict(zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True))
+    written = [node.value * graph.attribution.bases[node.layer].W_dec[node.index] for node in nodes]
+    return torch.stack([-(slopes[node.layer][0, node.pos] @ w) for node, w in zip(nodes, written, strict=True)])
+
+
+def _controls(graph, answer: int, slopes: Tensor, seed: int) -> Float[Tensor, "draw source"]:
+    generator = torch.Generator().manual_seed(seed)
+    draws = [graph.weighted.effects(answer, slopes, _permuted(graph.weighted, generator)) for _ in range(N_CONTROLS)]
+    return torch.stack(draws)
+
+
+def _permuted(matrix, generator: torch.Generator) -> Tensor:
+    """The matrix with its nonzero weights permuted within each pair of layers."""
+    values = matrix.values.clone()
+    columns = torch.tensor([node.layer for node in matrix.sources], device=values.device)
+    counted = ~matrix.of_kind("bias")
+    for upper in matrix.layers.unique().tolist():
+        for lower in columns[counted].unique().tolist():
+            block = (matrix.layers == upper)[:, None] & (counted & (columns == lower))[None] & (values != 0)
+            weights = values[block]
+            values[block] = weights[torch.randperm(len(weights), generator=generator)]
+    return values
+
+
+def _read_target(graph, target: Node, values: dict[str, Tensor]) -> Float[Tensor, "run"]:
+    """A target's pre-activation in each run (logits from the last residual, its final norm's scale held)."""
+    engine, frozen = graph.attribution, graph.attribution.frozen
+    if target.kind == "feature":
+        basis = engine.bases[target.layer]
+        return values[basis.hook_in][:, target.pos] @ basis.W_enc[:, target.index] + basis.b_enc[target.index]
+    model = frozen.model
+    direction = model.W_U[:, target.index] - (model.W_U.mean(1) if engine.centred else 0)
+    width = torch.zeros(frozen.n_positions, len(direction))
+    width[-1] = direction
+    through = frozen.norm_back(width, "ln_final", affine=True)[-1]
+    return values[f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"][:, target.pos] @ through

@@ -1,0 +1,161 @@
+r"""The attribution graph of one prompt: nodes, edges, influences, meanings and checks.
+
+graph = trace(model, "35+59=")
+graph.scores                       # replacement, completeness, agreement with interventions
+graph.pathways().frame()           # what carries the answer, ranked
+graph.matrix()[0].sum(), graph.preactivations[0]      # the same number
+graph.save("graph.json"); graph.to_html("graph.html")
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechkit.core.result import Result
+from mechkit.core.site import Edge
+from mechkit.graphs.attribution import Attribution
+from mechkit.graphs.influence import Kept, Matrix
+from mechkit.graphs.nodes import Node
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a feature stands for."""
+
+    label: str
+    """In words."""
+    group: str
+    """Its class, such as `sum` or `ones-digit lookup`."""
+    share: float
+    """Share of the variance of its activity that the class explains, from 0 to 1."""
+
+
+@dataclass(eq=False)
+class AttributionGraph:
+    """The attribution graph of one prompt, with what is known of its nodes and how well it predicts."""
+
+    attribution: Attribution
+    """The engine: nodes, and rows of the matrix on demand."""
+    weighted: Matrix
+    """The matrix, its nodes, and the probabilities of its logits."""
+    kept: Kept
+    """What pruning keeps; saved files and pages show this part."""
+    meta: Mapping
+    """How it was made: model, weights, prompt, thresholds, versions."""
+    meanings: dict[str, Meaning] = field(default_factory=dict)
+    """What features stand for, by node id."""
+    plots: dict[str, Tensor] = field(default_factory=dict)
+    """Activity over all operands `[a, b]`, by node id, for arithmetic prompts."""
+    check: "object | None" = None
+    """Predicted against measured interventions (`Check`), where it was made."""
+
+    @property
+    def nodes(self) -> list[Node]:
+        """All nodes: sources, then logits."""
+        return [*self.weighted.sources, *self.logits]
+
+    @property
+    def logits(self) -> list[Node]:
+        """The logit nodes, likeliest first."""
+        return [node for node in self.weighted.targets if node.kind == "logit"]
+
+    @property
+    def targets(self) -> list[Node]:
+        """Rows of the matrix: features, then logits."""
+        return list(self.weighted.targets)
+
+    @property
+    def sources(self) -> list[Node]:
+        """Columns of the matrix."""
+        return list(self.weighted.sources)
+
+    def matrix(self) -> Float[Tensor, "target source"]:
+        """Signed contributions of sources to targets, unpruned. A row sums to its target's `preactivations`.
+
+        Unit: that of the pre-activation; logits are measured from the mean logit unless `meta` says otherwise.
+        """
+        return self.weighted.values
+
+    @cached_property
+    def preactivations(self) -> Float[Tensor, "target"]:
+        """What each row of the matrix must sum to, computed by the model itself."""
+        values = [node.preactivation for node in self.weighted.targets]
+        return torch.tensor(values, dtype=self.weighted.values.dtype, device=self.weighted.values.device)
+
+    @property
+    def edges(self) -> Result:
+        """The kept edges, largest influence first: rows sender -> receiver, scores their signed weights."""
+        places = self.kept.edges.nonzero()
+        through = self.weighted.shares * self.weighted.importance[:, None]
+        places = places[through[tuple(places.T)].argsort(descending=True, stable=True)]
+        edges = [Edge(self.weighted.sources[s].site, self.weighted.targets[t].site) for t, s in places.tolist()]
+        return Result.of_edges(edges, self.weighted.values[tuple(places.T)][:, None], "pre-activation", self.meta)
+
+    @property
+    def kept_sources(self) -> list[int]:
+        """Columns of the sources that pruning keeps."""
+        return self.kept.nodes.nonzero()[:, 0].tolist()
+
+    @property
+    def scores(self) -> dict[str, float | None]:
+        """Replacement and completeness, and the agreement of predicted with measured interventions.
+
+        Agreement is the Spearman correlation over kept features with nothing frozen; None before a check.
+        """
+        return {**self.weighted.scores(), "intervention": None if self.check is None else self.check.agreement}
+
+    def influences(self) -> Result:
+        """Share of the answer through each source over all paths, from 0 to 1."""
+        scores = self.weighted.influence[:, None]
+        return Result.of_sites([node.site for node in self.weighted.sources], scores, "share of the answer", self.meta)
+
+    def head_loadings(self, targets: Sequence[Node]) -> Float[Tensor, "stream target source"]:
+        """Rows of the matrix split by the last head before the target; the streams sum to the rows.
+
+        The first stream is "no head", then heads by layer and number. Cost: one descent per (layer, position).
+        """
+        return self.attribution.rows(targets, heads=True)
+
+    def pathways(self, n: int = 8) -> list:
+        """The `n` pathways that carry most of the answer, each a `Pathway`: text, share, nodes. Print them."""
+        from mechkit.graphs.pathways import pathways
+
+        return pathways(self)[:n]
+
+    def heads(self) -> Result:
+        """Share of the answer's influence that passes each head, `L0.H1.z`; a path may pass several."""
+        from mechkit.core.site import Site
+        from mechkit.graphs.pathways import heads
+
+        shares = heads(self)
+        values = torch.tensor(list(shares.values()))[:, None]
+        return Result.of_sites(map(Site.parse, shares), values, "share of the answer", self.meta)
+
+    def save(self, path: str | PathLike) -> Path:
+        """Write the kept part as JSON in Neuronpedia's graph schema. Returns the path."""
+        from mechkit.core.files import write_atomic
+        from mechkit.graphs.export import graph_json
+
+        return write_atomic(path, graph_json(self))
+
+    def to_html(self, path: str | PathLike) -> Path:
+        """Write one self-contained page that shows the kept part and works with no network. Returns the path."""
+        from mechkit.core.files import write_atomic
+        from mechkit.graphs.export import page_payload
+        from mechkit.viz.graph_page import render_graph_page
+
+        return write_atomic(path, render_graph_page(page_payload(self)))
+
+    def __repr__(self) -> str:
+        answer, kept = self.logits[0], len(self.kept_sources)
+        scores = ", ".join(f"{name} {value:.2f}" for name, value in self.scores.items() if value is not None)
+        return (
+            f"AttributionGraph of {self.meta['prompt']!r}: {answer.name!r} with probability "
+            f"{self.weighted.weights.max():.3f}\n{len(self.nodes)} nodes, {kept} kept; {scores}"
+        )

@@ -1,0 +1,94 @@
+"""Operand plots: a feature's activity over every pair of operands of an arithmetic prompt.
+
+A prompt with two whole numbers, such as "35+59=", stands for a grid of prompts, one per (a, b). The activity of a
+feature at its own position over that grid shows what it responds to: diagonals are functions of the sum, stripes
+of one operand, lattices of both ones digits.
+
+Source: Lindsey et al. 2025 (Biology), section "Addition"; Ameisen et al. 2025.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechkit.core.progress import progress
+from mechkit.core.prompts import Prompts
+from mechkit.core.sweep import activations
+from mechkit.graphs.attribution import mlp_input
+from mechkit.graphs.nodes import Node
+
+_TWO_NUMBERS = re.compile(r"(\D*)(\d+)(\D+)(\d+)(\D*)")
+
+_BATCH = 2500
+"""Prompts run at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class OperandGrid:
+    """Every prompt that a two-operand prompt stands for, in row-major order of (a, b)."""
+
+    prompts: Prompts
+    """`size * size` prompts of one length."""
+    size: int
+    """Operands run from 0 to `size - 1`."""
+    operands: tuple[int, int]
+    """The operands of the prompt itself."""
+
+    @classmethod
+    def of(cls, model, text: str, size: int = 100) -> "OperandGrid | None":
+        """The grid around `text`, or None where it has not two numbers or they are not always as many tokens."""
+        match = _TWO_NUMBERS.fullmatch(text)
+        if match is None or model.tokenizer is None:
+            return None
+        before, a, between, b, after = match.groups()
+        texts = [f"{before}{i}{between}{j}{after}" for i in range(size) for j in range(size)]
+        rows = model.tokenizer(texts, add_special_tokens=bool(model.cfg.default_prepend_bos))["input_ids"]
+        same_length = len({len(row) for row in rows}) == 1 and len(rows[0]) == len(model.to_tokens(text)[0])
+        if not same_length or int(a) >= size or int(b) >= size:
+            return None
+        return cls(Prompts.from_tokens(rows).to(model.W_E.device), size, (int(a), int(b)))
+
+
+@torch.no_grad()
+def operand_plots(model, bases: Sequence, nodes: Sequence[Node], grid: OperandGrid) -> Float[Tensor, "feature a b"]:
+    """Activity of each feature of `nodes`, at its own position, over the grid. Row a, column b.
+
+    Cost: `grid.size ** 2` prompts through the model.
+    """
+    plots = torch.empty(len(nodes), len(grid.prompts))
+    starts = range(0, len(grid.prompts), _BATCH)
+    for start in progress(starts, "operand plots"):
+        batch = grid.prompts[slice(start, start + _BATCH)]
+        values = activations(model, batch, [mlp_input(basis) for basis in bases])
+        for layer, pos, members in _places(nodes):
+            basis, features = bases[layer], [nodes[i].index for i in members]
+            pre = values[mlp_input(basis)][:, pos] @ basis.W_enc[:, features] + basis.b_enc[features]
+            plots[members, start : start + len(batch)] = _some(basis, features).activate(pre).T.cpu().float()
+    return plots.view(len(nodes), grid.size, grid.size)
+
+
+def _places(nodes: Sequence[Node]) -> list[tuple[int, int, list[int]]]:
+    """Layer, position and the numbers of the nodes there."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for i, node in enumerate(nodes):
+        found.setdefault((node.layer, node.pos or 0), []).append(i)
+    return [(layer, pos, members) for (layer, pos), members in found.items()]
+
+
+def _some(basis, features: Sequence[int]):
+    """The basis with only these features."""
+    from dataclasses import replace
+
+    features = list(features)
+    threshold = None if basis.threshold is None else basis.threshold[features]
+    return replace(
+        basis,
+        W_enc=basis.W_enc[:, features],
+        b_enc=basis.b_enc[features],
+        W_dec=basis.W_dec[features],
+        threshold=threshold,
+    )

@@ -1,0 +1,169 @@
+"""Pathways: what carries the answer, from the prompt's tokens to the logit, in words.
+
+Nodes that share layer, position and class are one supernode. A pathway is a chain of supernodes; its share is the
+influence that flows along it, over all its nodes. Shares are sizes, not signs: a path that argues against the
+answer counts as well. All pathways together, with what is left over, sum to 1.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechkit.graphs.nodes import Node
+
+SMALLEST = 0.002
+"""Share below which a chain is not followed further."""
+
+_SHOWN_HEAD = 0.1
+"""Share of a step that a head carries before it is named."""
+
+_SHOWN_ROOT = 0.1
+"""Share of a pathway that a token brings before it is named."""
+
+Chain = tuple[str, ...]
+"""Supernodes from the top down."""
+
+
+@dataclass(frozen=True)
+class Pathway:
+    """One chain of supernodes."""
+
+    text: str
+    """In words, from the prompt to the answer."""
+    share: float
+    """Share of the answer's influence that flows along it, from 0 to 1."""
+    nodes: tuple[Node, ...]
+    """Its kept nodes, lowest first; the answer last."""
+    supernodes: tuple[str, ...]
+    """The chain's supernodes, lowest first."""
+
+    def __str__(self) -> str:
+        return f"{self.share:6.1%}  {self.text}"
+
+
+def supernodes(graph) -> dict[str, list[Node]]:
+    """Features by supernode: those that share layer, position and class. Labels name the class where it is known."""
+    found: dict[str, list[Node]] = defaultdict(list)
+    for node in graph.weighted.sources:
+        if node.kind == "feature":
+            found[supernode_of(graph, node)].append(node)
+    return dict(found)
+
+
+def supernode_of(graph, node: Node) -> str:
+    """The supernode that a node belongs to; nodes that are no features stand for themselves."""
+    if node.kind == "feature":
+        meaning = graph.meanings.get(node.id)
+        kind = "features" if meaning is None else f"{meaning.group} features"
+        return f"L{node.layer} {kind} at {_token(graph, node.pos)}"
+    if node.kind == "position":
+        return "positions"
+    if node.kind == "token":
+        return _token(graph, node.pos)
+    return "BOS" if node.kind == "bos" else "errors"
+
+
+def pathways(graph) -> list[Pathway]:
+    """All pathways of at least `SMALLEST`, largest share first. Cost: one descent with heads apart per place."""
+    return _Walk(graph).run()
+
+
+class _Walk:
+    """A walk down the graph from the logits, supernode by supernode. A chain lists supernodes from the top."""
+
+    def __init__(self, graph) -> None:
+        self.graph, self.matrix = graph, graph.weighted
+        self.members: dict[str, list[int]] = defaultdict(list)
+        for i, node in enumerate(self.matrix.sources):
+            if node.kind != "bias":
+                self.members[supernode_of(graph, node)].append(i)
+        self.streams = head_shares(graph)
+        self.roots: dict[Chain, dict[str, float]] = defaultdict(dict)
+        self.steps: dict[Chain, Tensor] = {}
+
+    def run(self) -> list[Pathway]:
+        self.follow((), self.matrix.weights)
+        return sorted((self.pathway(chain) for chain in self.roots), key=lambda pathway: -pathway.share)
+
+    def follow(self, chain: Chain, mass: Float[Tensor, "target"]) -> None:
+        """Send the influence `mass` of the chain's last supernode one step down, and follow it from there."""
+        rows = mass.nonzero()[:, 0]
+        through = mass[rows, None] * self.matrix.shares[rows]
+        reached = through.sum(0)
+        for group, members in self.members.items():
+            share = float(reached[members].sum())
+            if share < SMALLEST:
+                continue
+            self.steps[(*chain, group)] = torch.einsum(
+                "sto,to->s", self.streams[:, rows][:, :, members], through[:, members]
+            )
+            if self.matrix.sources[members[0]].kind == "feature":
+                below = torch.zeros_like(mass)
+                below[members] = reached[members]
+                self.follow((*chain, group), below)
+            else:
+                self.roots[chain][group] = share
+
+    def pathway(self, chain: Chain) -> Pathway:
+        roots = self.roots[chain]
+        upward = tuple(reversed(chain))
+        nodes = [self.matrix.sources[i] for group in upward for i in self.kept(group)]
+        return Pathway(
+            text=self.words(chain, roots),
+            share=sum(roots.values()),
+            nodes=(*nodes, self.graph.logits[0]),
+            supernodes=upward,
+        )
+
+    def kept(self, group: str) -> list[int]:
+        return [i for i in self.members[group] if bool(self.graph.kept.nodes[i])]
+
+    def words(self, chain: Chain, roots: dict[str, float]) -> str:
+        ordered = sorted(roots, key=lambda root: -roots[root])
+        carried = sum(self.steps[(*chain, root)] for root in ordered)
+        text = ", ".join(root for root in ordered if roots[root] >= _SHOWN_ROOT * sum(roots.values()))
+        text += self.arrow(carried)
+        for depth in range(len(chain), 0, -1):
+            text += self.group_words(chain[depth - 1]) + self.arrow(self.steps[chain[:depth]])
+        return text + self.graph.logits[0].name
+
+    def arrow(self, step: Float[Tensor, "stream"]) -> str:
+        """The heads that carry a step, or a plain arrow where it stays at its position."""
+        shares = step / step.sum()
+        n_heads = self.graph.attribution.frozen.model.cfg.n_heads
+        heads = [i - 1 for i in shares.argsort(descending=True).tolist() if i > 0 and shares[i] >= _SHOWN_HEAD]
+        names = ", ".join(f"L{i // n_heads}.H{i % n_heads}" for i in heads[:3])
+        return f" —[{names}]→ " if names else " → "
+
+    def group_words(self, group: str) -> str:
+        """The supernode with its size and its strongest feature's meaning."""
+        members = self.members[group]
+        best = max(members, key=lambda i: float(self.matrix.influence[i]))
+        meaning = self.graph.meanings.get(self.matrix.sources[best].id)
+        detail = f"{len(members)}" if meaning is None else f"{len(members)}: {meaning.label}"
+        return f"{group} ({detail})"
+
+
+def head_shares(graph) -> Float[Tensor, "stream target source"]:
+    """Share of each edge that each head carries as the last one before the target; the first stream is no head."""
+    size = graph.head_loadings(graph.targets).abs()
+    return size / size.sum(0).clamp_min(torch.finfo(size.dtype).tiny)
+
+
+def heads(graph) -> dict[str, float]:
+    """Share of the answer's influence that passes each head, by the head's site, largest first.
+
+    A path passes several heads, so shares need not sum to 1.
+    """
+    through = graph.weighted.shares * graph.weighted.importance[:, None]
+    carried = torch.einsum("sto,to->s", head_shares(graph), through)[1:]
+    n_heads = graph.attribution.frozen.model.cfg.n_heads
+    named = {f"L{i // n_heads}.H{i % n_heads}.z": float(value) for i, value in enumerate(carried)}
+    return dict(sorted(named.items(), key=lambda item: -item[1]))
+
+
+def _token(graph, pos: int | None) -> str:
+    return graph.meta["tokens"][pos or 0]
