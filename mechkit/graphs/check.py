@@ -99,7 +99,7 @@ def check_graph(graph, *, seed: int = 0) -> Check:
     chosen = [i for i in graph.kept_sources if graph.weighted.sources[i].kind == "feature"]
     nodes = [graph.weighted.sources[i] for i in chosen]
     answer = graph.weighted.n_features
-    slopes = _slopes(graph)
+    slopes = target_slopes(graph)
     frozen, measured = (_measure(graph, nodes, base) for base in (graph.attribution.frozen.freeze(mlps=False), []))
     return Check(
         nodes=nodes,
@@ -173,7 +173,7 @@ def _measure(graph, nodes: Sequence[Node], base) -> Float[Tensor, "feature"]:
     return values[1:] - values[0]
 
 
-def _slopes(graph) -> Float[Tensor, "target"]:
+def target_slopes(graph) -> Float[Tensor, "target"]:
     """Derivative of each target's activation at the prompt; 1 for logits."""
     engine = graph.attribution
     by_layer = [basis.slope(pre) for basis, pre in zip(engine.bases, engine.preactivations, strict=True)]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -52,8 +53,10 @@ class AttributionGraph:
     """What features stand for, by node id."""
     plots: dict[str, Tensor] = field(default_factory=dict)
     """Activity over all operands `[a, b]`, by node id, for arithmetic prompts."""
-    check: "object | None" = None
-    """Predicted against measured interventions (`Check`), where it was made."""
+    check: Any = None
+    """Predicted against measured interventions, a `mechkit.graphs.check.Check`, where they were made."""
+    findings: list = field(default_factory=list)
+    """What happens when whole classes of features are suppressed, where it was tried."""
 
     @property
     def nodes(self) -> list[Node]:
@@ -81,6 +84,20 @@ class AttributionGraph:
         Unit: that of the pre-activation; logits are measured from the mean logit unless `meta` says otherwise.
         """
         return self.weighted.values
+
+    @cached_property
+    def probabilities(self) -> dict[str, float]:
+        """The model's probability of each logit node, by node id."""
+        all_of_them = self.attribution.frozen.capped_logits.softmax(-1)
+        return {node.id: float(all_of_them[node.index]) for node in self.logits}
+
+    @cached_property
+    def _columns(self) -> dict[str, int]:
+        return {node.id: i for i, node in enumerate(self.weighted.sources)}
+
+    def column_of(self, node: Node) -> int:
+        """The column of a source."""
+        return self._columns[node.id]
 
     @cached_property
     def preactivations(self) -> Float[Tensor, "target"]:
@@ -157,5 +174,5 @@ class AttributionGraph:
         scores = ", ".join(f"{name} {value:.2f}" for name, value in self.scores.items() if value is not None)
         return (
             f"AttributionGraph of {self.meta['prompt']!r}: {answer.name!r} with probability "
-            f"{self.weighted.weights.max():.3f}\n{len(self.nodes)} nodes, {kept} kept; {scores}"
+            f"{self.probabilities[answer.id]:.3f}\n{len(self.nodes)} nodes, {kept} kept; {scores}"
         )

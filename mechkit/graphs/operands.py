@@ -41,16 +41,22 @@ class OperandGrid:
     @classmethod
     def of(cls, model, text: str, size: int = 100) -> "OperandGrid | None":
         """The grid around `text`, or None where it has not two numbers or they are not always as many tokens."""
-        match = _TWO_NUMBERS.fullmatch(text)
-        if match is None or model.tokenizer is None:
+        match, operands = _TWO_NUMBERS.fullmatch(text), cls.operands_of(text)
+        if match is None or operands is None or model.tokenizer is None:
             return None
-        before, a, between, b, after = match.groups()
+        before, _, between, _, after = match.groups()
         texts = [f"{before}{i}{between}{j}{after}" for i in range(size) for j in range(size)]
         rows = model.tokenizer(texts, add_special_tokens=bool(model.cfg.default_prepend_bos))["input_ids"]
         same_length = len({len(row) for row in rows}) == 1 and len(rows[0]) == len(model.to_tokens(text)[0])
-        if not same_length or int(a) >= size or int(b) >= size:
+        if not same_length or max(operands) >= size:
             return None
-        return cls(Prompts.from_tokens(rows).to(model.W_E.device), size, (int(a), int(b)))
+        return cls(Prompts.from_tokens(rows).to(model.W_E.device), size, operands)
+
+    @staticmethod
+    def operands_of(text: str) -> tuple[int, int] | None:
+        """The two numbers of a prompt, or None where there are not exactly two."""
+        match = _TWO_NUMBERS.fullmatch(text)
+        return None if match is None else (int(match[2]), int(match[4]))
 
 
 @torch.no_grad()

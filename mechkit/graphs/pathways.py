@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechkit.graphs.nodes import Node
+from mechkit.graphs.supernodes import supernode_of
 
 SMALLEST = 0.002
 """Share below which a chain is not followed further."""
@@ -42,28 +43,6 @@ class Pathway:
 
     def __str__(self) -> str:
         return f"{self.share:6.1%}  {self.text}"
-
-
-def supernodes(graph) -> dict[str, list[Node]]:
-    """Features by supernode: those that share layer, position and class. Labels name the class where it is known."""
-    found: dict[str, list[Node]] = defaultdict(list)
-    for node in graph.weighted.sources:
-        if node.kind == "feature":
-            found[supernode_of(graph, node)].append(node)
-    return dict(found)
-
-
-def supernode_of(graph, node: Node) -> str:
-    """The supernode that a node belongs to; nodes that are no features stand for themselves."""
-    if node.kind == "feature":
-        meaning = graph.meanings.get(node.id)
-        kind = "features" if meaning is None else f"{meaning.group} features"
-        return f"L{node.layer} {kind} at {_token(graph, node.pos)}"
-    if node.kind == "position":
-        return "positions"
-    if node.kind == "token":
-        return _token(graph, node.pos)
-    return "BOS" if node.kind == "bos" else "errors"
 
 
 def pathways(graph) -> list[Pathway]:
@@ -163,7 +142,3 @@ def heads(graph) -> dict[str, float]:
     n_heads = graph.attribution.frozen.model.cfg.n_heads
     named = {f"L{i // n_heads}.H{i % n_heads}.z": float(value) for i, value in enumerate(carried)}
     return dict(sorted(named.items(), key=lambda item: -item[1]))
-
-
-def _token(graph, pos: int | None) -> str:
-    return graph.meta["tokens"][pos or 0]

@@ -1,0 +1,229 @@
+"""What a graph looks like outside: JSON in Neuronpedia's graph schema, and the data of its page.
+
+Both show what pruning kept. Biases are no nodes there: the JSON keeps what they add to each target, with the
+target's pre-activation, under the key `mechkit`.
+"""
+
+import json
+from datetime import UTC, datetime
+
+import numpy as np
+
+from mechkit.graphs.graph import AttributionGraph
+from mechkit.graphs.nodes import Node
+from mechkit.graphs.operands import OperandGrid
+from mechkit.graphs.supernodes import supernode_of, supernodes
+
+FEATURE_TYPES = {
+    "feature": "cross layer transcoder",
+    "error": "mlp reconstruction error",
+    "token": "embedding",
+    "position": "embedding",
+    "bos": "embedding",
+    "logit": "logit",
+}
+"""Neuronpedia's names of our kinds of nodes."""
+
+
+def graph_json(graph: AttributionGraph) -> str:
+    """The kept part of the graph as JSON text, valid against Neuronpedia's graph schema."""
+    sources = [graph.weighted.sources[i] for i in graph.kept_sources]
+    return json.dumps(
+        {
+            "metadata": _metadata(graph),
+            "qParams": {"pinnedIds": [], "supernodes": _supernode_lists(graph), "linkType": "both", "clickedId": ""},
+            "nodes": [_json_node(graph, node) for node in [*sources, *graph.logits]],
+            "links": [{"source": s, "target": t, "weight": weight} for s, t, weight in _edges(graph)],
+            "mechkit": _rest(graph),
+        },
+        ensure_ascii=False,
+        allow_nan=False,
+    )
+
+
+def _metadata(graph: AttributionGraph) -> dict:
+    made = datetime.now(UTC)
+    return {
+        "slug": f"{graph.meta['model']}-{'-'.join(str(node.index) for node in graph.nodes if node.kind == 'token')}",
+        "scan": graph.meta["model"] or "model",
+        "prompt_tokens": list(graph.meta["tokens"]),
+        "prompt": graph.meta["prompt"],
+        "node_threshold": graph.meta["node_threshold"],
+        "pruning_settings": {name: graph.meta[name] for name in ("node_threshold", "edge_threshold")},
+        "info": {
+            "generator": {"name": "mechkit", "version": graph.meta["mechkit"]},
+            "create_time_ms": int(made.timestamp() * 1000),
+        },
+    }
+
+
+def _supernode_lists(graph: AttributionGraph) -> list[list[str]]:
+    return [[name, *(node.id for node in nodes)] for name, nodes in supernodes(graph, kept=True).items()]
+
+
+def _json_node(graph: AttributionGraph, node: Node) -> dict:
+    layer = {"token": "E", "position": "E", "logit": str(node.layer + 1)}.get(node.kind, str(node.layer))
+    feature = {"feature": _cantor(node), "error": -1}.get(node.kind, node.index)
+    return {
+        "node_id": node.id,
+        "feature": feature,
+        "layer": layer,
+        "ctx_idx": node.pos or 0,
+        "feature_type": FEATURE_TYPES[node.kind],
+        "jsNodeId": f"{node.id}-0",
+        "clerp": node_label(graph, node),
+        "influence": None if node.kind == "logit" else _influence(graph, node),
+        "activation": node.value if node.kind == "feature" else None,
+        "token_prob": _probability(graph, node),
+        "is_target_logit": node.kind == "logit",
+        "reverse_ctx_idx": 0,
+    }
+
+
+def _cantor(node: Node) -> int:
+    """Cantor's pairing of layer and feature number, Neuronpedia's key of a feature."""
+    x, y = node.layer, node.index or 0
+    return (x + y) * (x + y + 1) // 2 + y
+
+
+def _rest(graph: AttributionGraph) -> dict:
+    """What the schema has no place for."""
+    biases = graph.weighted.of_kind("bias")
+    sums = graph.weighted.values[:, biases].sum(1).tolist()
+    targets = {
+        node.id: {"preactivation": node.preactivation, "biases": bias}
+        for node, bias in zip(graph.targets, sums, strict=True)
+        if node.kind == "logit" or bool(graph.kept.nodes[graph.column_of(node)])
+    }
+    scores = {name: _finite(value) for name, value in graph.scores.items()}
+    return {"made": dict(graph.meta), "scores": scores, "targets": targets, "exact_error": _exact_error(graph)}
+
+
+def _exact_error(graph: AttributionGraph) -> float | None:
+    return None if graph.check is None else graph.check.exact_error
+
+
+def page_payload(graph: AttributionGraph) -> dict:
+    """The data of the graph's page, `viz.graph_page.render_graph_page`."""
+    sources = [graph.weighted.sources[i] for i in graph.kept_sources]
+    checks = _node_checks(graph)
+    answer, tokens = graph.logits[0], list(graph.meta["tokens"])
+    return {
+        "title": graph.meta["prompt"],
+        "model": graph.meta["model"],
+        "tokens": tokens,
+        "n_layers": graph.attribution.frozen.model.cfg.n_layers,
+        "answer": {"token": answer.name, "probability": _probability(graph, answer)},
+        "scores": [_score(name, value) for name, value in graph.scores.items() if _finite(value) is not None],
+        "operands": _operands(graph),
+        "nodes": [_page_node(graph, node, checks) for node in [*sources, *graph.logits]],
+        "edges": [{"source": s, "target": t, "weight": weight} for s, t, weight in _edges(graph)],
+        "pathways": [
+            {"text": path.text, "share": path.share, "nodes": list(dict.fromkeys(node.id for node in path.nodes))}
+            for path in graph.pathways()
+        ],
+        "findings": [{"title": finding.title, "rows": finding.rows()} for finding in graph.findings],
+        "checks": _check_table(graph),
+        "made": {name: str(value) for name, value in graph.meta.items() if value and name not in ("tokens", "prompt")},
+    }
+
+
+MEANINGS = {
+    "replacement": "share of the influence on the answer that comes from the prompt, not from transcoder errors",
+    "completeness": "share of each node's input that is explained, weighted by the node's influence",
+    "intervention": "rank correlation of predicted and measured effect, each kept feature suppressed in the model",
+}
+"""What the scores say, in one line."""
+
+
+def _score(name: str, value: float | None) -> dict:
+    return {"name": name, "value": value, "meaning": MEANINGS[name]}
+
+
+def _operands(graph: AttributionGraph) -> dict | None:
+    if not graph.plots:
+        return None
+    grid = OperandGrid.operands_of(graph.meta["prompt"])
+    return {"names": ["a", "b"], "values": list(grid), "size": len(next(iter(graph.plots.values())))}
+
+
+def _page_node(graph: AttributionGraph, node: Node, checks: dict) -> dict:
+    from mechkit.viz.heatmap_png import grey_png
+
+    meaning = graph.meanings.get(node.id)
+    shown = {
+        "id": node.id,
+        "kind": node.kind,
+        "layer": node.layer,
+        "pos": node.pos,
+        "label": node_label(graph, node),
+        "class": None if meaning is None else meaning.group,
+        "class_share": None if meaning is None else meaning.share,
+        "supernode": supernode_of(graph, node) if node.kind == "feature" else None,
+        "activation": node.value if node.kind == "feature" else None,
+        "influence": 1.0 if node.kind == "logit" else _influence(graph, node),
+        "check": checks.get(node.id),
+        "text": str(node.site),
+    }
+    if node.id in graph.plots:
+        picture, peak = grey_png(graph.plots[node.id].clamp_min(0).numpy())
+        shown["plot"] = {"png": picture, "max": peak}
+    return shown
+
+
+def node_label(graph: AttributionGraph, node: Node) -> str:
+    """A node in words: its meaning where one is known."""
+    meaning = graph.meanings.get(node.id)
+    if meaning is not None:
+        return meaning.label
+    if node.kind == "logit":
+        return f"answer {node.name} ({_probability(graph, node):.1%})"
+    at = graph.meta["tokens"][node.pos or 0]
+    words = {
+        "token": f"token {node.name}",
+        "position": f"position {node.pos}",
+        "error": f"what the L{node.layer} transcoder misses at {at}",
+        "bos": f"MLP {node.layer} at the start token",
+    }
+    return words.get(node.kind, f"L{node.layer} feature {node.index} at {at}")
+
+
+def _edges(graph: AttributionGraph) -> list[tuple[str, str, float]]:
+    """Kept edges by node id, largest influence first."""
+    places = graph.kept.edges.nonzero()
+    through = (graph.weighted.shares * graph.weighted.importance[:, None])[tuple(places.T)]
+    ordered = places[through.argsort(descending=True, stable=True)].tolist()
+    sources, targets, values = graph.weighted.sources, graph.weighted.targets, graph.weighted.values
+    return [(sources[s].id, targets[t].id, float(values[t, s])) for t, s in ordered]
+
+
+def _influence(graph: AttributionGraph, node: Node) -> float:
+    return float(graph.weighted.influence[graph.column_of(node)])
+
+
+def _probability(graph: AttributionGraph, node: Node) -> float | None:
+    return None if node.kind != "logit" else graph.probabilities[node.id]
+
+
+def _node_checks(graph: AttributionGraph) -> dict[str, dict[str, float]]:
+    if graph.check is None:
+        return {}
+    columns = ("predicted", "direct", "frozen", "measured")
+    values = {name: getattr(graph.check, name).tolist() for name in columns}
+    return {node.id: {name: values[name][i] for name in columns} for i, node in enumerate(graph.check.nodes)}
+
+
+def _check_table(graph: AttributionGraph) -> dict | None:
+    if graph.check is None:
+        return None
+    summary = graph.check.summary()
+    rows = [[str(v) if isinstance(v, str) else _number(v) for v in row] for row in summary.itertuples(index=False)]
+    return {"columns": list(summary.columns), "rows": rows}
+
+
+def _number(value: float) -> str:
+    return "–" if not np.isfinite(value) else f"{value:.2f}"
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else float(value)

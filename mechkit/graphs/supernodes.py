@@ -1,0 +1,90 @@
+"""Supernodes: features that share layer, position and class, and what suppressing all of one does."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mechkit.core.interventions import Add
+from mechkit.core.metrics import Metric
+from mechkit.core.sweep import sweep
+from mechkit.graphs.attribution import token_text
+from mechkit.graphs.check import answer_logit, target_slopes
+from mechkit.graphs.nodes import Node
+
+
+@dataclass(frozen=True)
+class SupernodeCheck:
+    """What suppressing all kept features of a supernode does to the answer's logit."""
+
+    name: str
+    """The supernode."""
+    n_features: int
+    """Kept features in it."""
+    influence: float
+    """Share of the answer that passes it, from 0 to 1."""
+    predicted: float
+    """Change of the answer's logit by the graph, in logits."""
+    frozen: float
+    """Measured with attention patterns and scales frozen, in logits."""
+    measured: float
+    """Measured with nothing frozen, in logits."""
+    answer: str
+    """The model's likeliest token then, nothing frozen."""
+
+
+def supernodes(graph, *, kept: bool = False) -> dict[str, list[Node]]:
+    """Features by supernode, all or only those that pruning keeps. Names tell layer, class and token."""
+    chosen = set(graph.kept_sources) if kept else None
+    found: dict[str, list[Node]] = defaultdict(list)
+    for i, node in enumerate(graph.weighted.sources):
+        if node.kind == "feature" and (chosen is None or i in chosen):
+            found[supernode_of(graph, node)].append(node)
+    return dict(found)
+
+
+def supernode_of(graph, node: Node) -> str:
+    """The supernode of a feature; other nodes stand for themselves, or for all of their kind."""
+    token = graph.meta["tokens"][node.pos or 0]
+    if node.kind == "feature":
+        meaning = graph.meanings.get(node.id)
+        return f"L{node.layer} {'features' if meaning is None else meaning.group} at {token}"
+    return {"token": token, "position": "positions", "bos": "start token"}.get(node.kind, "errors")
+
+
+@torch.no_grad()
+def check_supernodes(graph) -> list[SupernodeCheck]:
+    """Suppress each supernode's kept features together; predicted and measured, largest influence first.
+
+    Unit: logits. Cost: three forward passes per supernode.
+    """
+    groups, frozen = supernodes(graph, kept=True), graph.attribution.frozen
+    effects = graph.weighted.effects(graph.weighted.n_features, target_slopes(graph))
+    runs = [[], *([_suppress_all(graph, nodes)] for nodes in groups.values())]
+    held = frozen.freeze(mlps=False)
+    measured = [
+        sweep(frozen.model, frozen.prompts, runs, metric, base=base).scores[:, 0]
+        for metric, base in ((answer_logit(graph), held), (answer_logit(graph), []), (likeliest_token, []))
+    ]
+    rows = []
+    for i, (name, nodes) in enumerate(groups.items(), 1):
+        columns = [graph.column_of(node) for node in nodes]
+        changes = [float(values[i] - values[0]) for values in measured[:2]]
+        answer = token_text(frozen.model, int(measured[2][i]))
+        influence = float(graph.weighted.influence[columns].sum())
+        rows.append(SupernodeCheck(name, len(nodes), influence, -float(effects[columns].sum()), *changes, answer))
+    return sorted(rows, key=lambda row: -row.influence)
+
+
+likeliest_token = Metric(
+    "likeliest token", "token id", "last", lambda logits, prompts: logits[:, -1].argmax(-1).double()
+)
+"""Id of the likeliest next token; exact in float64."""
+
+
+def _suppress_all(graph, nodes: Sequence[Node]) -> Add:
+    """Take what these features of one layer and position write out of their MLP's output."""
+    basis = graph.attribution.bases[nodes[0].layer]
+    written = sum(node.value * basis.W_dec[node.index] for node in nodes)
+    return Add(f"L{nodes[0].layer}.mlp_out@{nodes[0].pos}", -written)
