@@ -1,0 +1,129 @@
+"""A traced prompt as a page of terminal output, and as plain data."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+SCORES = {
+    "replacement": "of the influence on the answer comes from the prompt, not from transcoder errors",
+    "completeness": "of what each node receives is explained",
+    "intervention": "rank correlation of predicted with measured effects, nothing frozen",
+}
+"""What each score says."""
+
+
+def trace_summary(graph, checks: Sequence) -> dict:
+    """What `print_trace` prints, as JSON-able data."""
+    answer = graph.logits[0]
+    return {
+        "prompt": graph.meta["prompt"],
+        "answer": answer.name,
+        "probability": graph.probabilities[answer.id],
+        "scores": graph.scores,
+        "heads": dict(zip(graph.heads().labels, graph.heads().scores[:, 0].tolist(), strict=True)),
+        "pathways": [{"share": path.share, "text": path.text} for path in graph.pathways()],
+        "supernodes": [vars(check) for check in checks],
+        "levels": {} if graph.check is None else {"exact_error": graph.check.exact_error, "table": _levels(graph)},
+        "findings": [vars(finding) for finding in graph.findings],
+    }
+
+
+def print_trace(graph, checks: Sequence, written: Sequence[Path], console: Console | None = None) -> None:
+    """Print the answer, the graph's scores, pathways, interventions and findings, and what was written."""
+    console = console or Console(highlight=False)
+    answer = graph.logits[0]
+    probability = graph.probabilities[answer.id]
+    console.print(
+        f"\n[bold]{_plain(graph.meta['prompt'])} {_plain(answer.name)}[/bold]   probability {probability:.1%}\n"
+    )
+    for name, value in graph.scores.items():
+        if value is not None:
+            console.print(f"  {name:<13} {value:.2f}   {SCORES[name]}")
+    _print_pathways(graph, console)
+    _print_supernodes(answer.name, checks, console)
+    _print_levels(graph, console)
+    _print_findings(graph, console)
+    console.print()
+    for path in written:
+        console.print(f"wrote {_plain(str(path))}", soft_wrap=True)
+    page = next((path for path in written if path.suffix == ".html"), None)
+    if page is not None:
+        console.print(f"open [bold]file://{_plain(str(page.resolve()))}[/bold] in a browser", soft_wrap=True)
+
+
+def _print_pathways(graph, console: Console) -> None:
+    heads = [
+        (site, score) for site, score in zip(graph.heads().labels, graph.heads().scores[:, 0].tolist(), strict=True)
+    ]
+    console.print("\n[bold]Pathways[/bold], by the share of the answer's influence each carries")
+    for path in graph.pathways():
+        console.print(f"  {path.share:5.1%}  {_plain(path.text)}")
+    shown = ", ".join(f"{site.removesuffix('.z')} {share:.0%}" for site, share in heads if share >= 0.02)
+    console.print(f"  heads, by the share that passes them: {shown or 'none'}")
+
+
+def _print_supernodes(answer: str, checks: Sequence, console: Console) -> None:
+    if not checks:
+        return
+    table = _table("suppress", "features", "predicted", "norms frozen", "nothing frozen", "answer")
+    for check in checks:
+        changes = (f"{value:+.2f}" for value in (check.predicted, check.frozen, check.measured))
+        table.add_row(_plain(check.name), str(check.n_features), *changes, _plain(check.answer))
+    console.print(f"\n[bold]Interventions[/bold]: change of the logit of {_plain(answer)}")
+    console.print(table)
+
+
+def _print_levels(graph, console: Console) -> None:
+    if graph.check is None or not graph.check.nodes:
+        return
+    console.print(
+        f"\n[bold]Is the graph true?[/bold] Each of the {len(graph.check.nodes)} kept features suppressed; "
+        f"with all else frozen, equal to {graph.check.exact_error:.0e}"
+    )
+    table = _table(
+        "prediction by", *(f"{level}: {what}" for level in ("ii", "iii") for what in ("Spearman", "same sign"))
+    )
+    for row in _levels(graph):
+        table.add_row(row["by"], *(f"{row[key]:.2f}" for key in ("ii", "ii_sign", "iii", "iii_sign")))
+    console.print(table)
+    console.print("  [dim]ii: attention and norms frozen; iii: nothing frozen; control: edge weights permuted[/dim]")
+
+
+def _levels(graph) -> list[dict]:
+    summary = graph.check.summary()
+    rows: dict[str, dict] = {}
+    for _, row in summary.iterrows():
+        level = row["level"].split(":")[0]
+        rows.setdefault(row["by"], {"by": row["by"]}).update(
+            {level: row["spearman"], f"{level}_sign": row["same sign"]}
+        )
+    return list(rows.values())
+
+
+def _print_findings(graph, console: Console) -> None:
+    if not graph.findings:
+        return
+    n = graph.findings[0].n_sums
+    console.print(f"\n[bold]Two pathways?[/bold] Whole classes suppressed on {n} sums the model never saw")
+    table = _table("suppress", "features per sum", "right", "last digit changed", "size changed")
+    for finding in graph.findings:
+        counts = (str(value) for value in (finding.right, finding.ones_changed, finding.size_changed))
+        table.add_row(_plain(finding.title), f"{finding.n_features:.1f}", *counts)
+    console.print(table)
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, header_style="dim", padding=(0, 1), pad_edge=True)
+    table.add_column(f" {first}")
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _plain(text: str) -> str:
+    """Text of a prompt with the console's markup made inert."""
+    from rich.markup import escape
+
+    return escape(text)
