@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
+from mechkit.core.files import write_atomic
 from mechkit.core.progress import showing
 from mechkit.dictionaries import load_transcoders, measure, sample_rows, train_transcoder
 from mechkit.dictionaries.scores import Scores, accuracy, hooked_rows
@@ -42,10 +43,12 @@ MODEL = {
 BATCH = 1000
 STEPS = 1500
 LEARNING_RATE = 3e-3
-FEATURES, L0, TRANSCODER_STEPS = 768, 12, 2500
+FEATURES, L0, TRANSCODER_STEPS, TRANSCODER_RATE, ROWS = 512, 12, 2000, 4e-3, 1024
 POSITION_WEIGHTS = (0.12, 0.08, 0.2, 0.6)
 """How often a transcoder sees the first operand, the +, the second operand and the =."""
-KNOWS = f"the numbers 0 to {tasks.N_NUMBERS - 1} and {', '.join(tasks.WORDS[1:])}"
+KNOWS = f"the numbers 0 to {tasks.N_NUMBERS - 1} and the words {', '.join(tasks.WORDS[1:])}"
+MARKS = ("<!-- scores -->", "<!-- end of scores -->")
+"""Where the scores stand in the model card."""
 ALL_SUMS = [(a, b) for a in range(tasks.N_OPERANDS) for b in range(tasks.N_OPERANDS)]
 
 
@@ -96,11 +99,12 @@ def train_transcoders(out: Path) -> None:
     weight = torch.tensor(POSITION_WEIGHTS).repeat(len(tokens))
     for layer, (x, y) in enumerate(zip(*hooked_rows(model, hooks, tokens), strict=True)):
         transcoder = train_transcoder(
-            sample_rows(x.flatten(0, 1), y.flatten(0, 1), n_rows=2048, seed=SEED, weight=weight),
+            sample_rows(x.flatten(0, 1), y.flatten(0, 1), n_rows=ROWS, seed=SEED, weight=weight),
             d_features=FEATURES,
             l0=L0,
             n_steps=TRANSCODER_STEPS,
             seed=SEED,
+            learning_rate=TRANSCODER_RATE,
             label=f"training the transcoder of layer {layer}",
             metadata={
                 "hook_name": hooks[layer][0],
@@ -140,6 +144,14 @@ def check(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def write_card(folder: Path, scores: str) -> None:
+    """Put the scores into the model card, between its two marks."""
+    card = (HOME / "card.md").read_text()
+    before, rest = card.split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    write_atomic(folder / "card.md", f"{before}{MARKS[0]}\n```\n{scores}\n```\n{MARKS[1]}{after}")
+
+
 def layer_lines(scores: Scores, transcoders) -> list[str]:
     """One line per transcoder."""
     return [
@@ -173,6 +185,7 @@ def main() -> None:
             train_model(arguments.out, arguments.runs)
             train_transcoders(arguments.out)
         print(f"trained in {time.perf_counter() - start:.0f} s")
+        write_card(arguments.out, check(arguments.out))
     print(check(arguments.out))
 
 

@@ -5,7 +5,7 @@ SAELens has the transcoder classes and the files, but no trainer for them. `trai
 
 While training, the batch's `l0 * rows` largest activations are kept, whichever rows they fall in (BatchTopK,
 Bussmann et al. 2024), so that hard rows get more features than easy ones; features that have not fired for a while
-learn to rebuild what is left over (Gao et al. 2024, section 2.4). The smallest kept activation, averaged over the
+are set anew on rows that are rebuilt badly. The smallest kept activation, averaged over the
 last steps, becomes the threshold of the JumpReLU that the stored transcoder uses.
 
 >>> batches = sample_rows(x, y, n_rows=2048, seed=0)
@@ -25,8 +25,12 @@ from mechkit.core.progress import progress
 
 Rows = tuple[Float[Tensor, "row d_in"], Float[Tensor, "row d_out"]]
 """Matching inputs and outputs of an MLP."""
-AUXILIARY_WEIGHT = 1 / 32
-"""Weight of the loss that revives dead features (Gao et al. 2024)."""
+CROWD, CROWDED = 4.0, 0.4
+"""Training starts with this many times the wanted number of features, which is reached at this share of the steps."""
+RESAMPLED = 0.7
+"""Dead features are set anew until this share of the steps."""
+SELECTIVE = 0.7
+"""A feature that is set anew on a row fires from this share of its projection on that row upwards."""
 THRESHOLD_DECAY = 0.99
 """Memory of the running threshold, per step."""
 
@@ -73,74 +77,102 @@ def train_transcoder(
     l0: float | int,
     n_steps: int,
     seed: int,
-    learning_rate: float = 2e-3,
-    dead_after: int = 200,
+    learning_rate: float = 1e-3,
+    dead_after: int = 100,
     label: str = "training a transcoder",
     metadata: dict[str, Any] | None = None,
 ):
     """A SAELens `JumpReLUTranscoder` fitted to `batches` with about `l0` active features per row.
 
-    Adam with a cosine schedule on squared error over the output's variance. A feature is dead after `dead_after`
-    steps without firing. `metadata` (hook names, model, weights hash) is stored with the weights. The global random
-    state is left as it was.
+    Adam with a cosine schedule on squared error over the output's variance. The first batch fixes the scale and
+    should be typical. More features than `l0` are kept at first, so that all of them learn. A feature that has not
+    fired for `dead_after` steps is set anew on a row that is rebuilt badly. `metadata` (hook names, model, weights
+    hash) is stored with the weights. The global random state is left as it was.
 
-    Cost: n_steps forward and backward passes of the transcoder. Source: Bussmann et al. 2024; Gao et al. 2024.
+    Cost: n_steps forward and backward passes of the transcoder. Source: Bussmann et al. 2024; resampling as in
+    Bricken et al. 2023.
     """
     first = next(batches)
-    weights = _start(first, d_features, seed)
+    centre, scale = first[0].mean(0), first[1].std()
+    generator = torch.Generator().manual_seed(seed)
+    weights = _start(first[0].shape[1], first[1] / scale, d_features, generator)
     optimizer = torch.optim.Adam(weights.tensors(), lr=learning_rate, betas=(0.9, 0.99))
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
-    scale = first[1].var(0).sum()
-    idle = torch.zeros(d_features, device=first[0].device)
-    threshold = torch.zeros((), device=first[0].device)
+    idle = torch.zeros(d_features, device=centre.device)
+    threshold = torch.zeros((), device=centre.device)
     for step in progress(range(n_steps), label):
         x, y = next(batches)
-        loss, active, lowest = _loss(weights, x, y, l0, idle > dead_after)
+        x, y = x - centre, y / scale
+        left, active, lowest = _miss(weights, x, y, crowd(step, n_steps) * l0)
         optimizer.zero_grad()
-        (loss / scale).backward()
+        left.square().mean().backward()
         optimizer.step()
         rate.step()
+        idle = torch.where(active, 0, idle + 1)
+        threshold = torch.lerp(lowest, threshold, min(THRESHOLD_DECAY, step / (step + 1)))
         with torch.no_grad():
             weights.W_dec.copy_(normalize(weights.W_dec, dim=1))
-            idle = torch.where(active, 0, idle + 1)
-            keep = min(THRESHOLD_DECAY, step / (step + 1))
-            threshold = keep * threshold + (1 - keep) * lowest
-    return _as_saelens(weights, threshold, metadata or {})
+            if (step + 1) % dead_after == 0 and step < RESAMPLED * n_steps:
+                _resample(weights, optimizer, idle >= dead_after, x, left, generator)
+    return _as_saelens(weights, threshold, centre, scale, metadata or {})
 
 
-def _start(rows: Rows, d_features: int, seed: int) -> Weights:
-    x, y = rows
-    generator = torch.Generator().manual_seed(seed)
-    directions = normalize(torch.randn(d_features, x.shape[1], generator=generator), dim=1).to(x)
+def crowd(step: int, n_steps: int) -> float:
+    """How many times the final number of features is kept at `step`: from `CROWD` down to 1, then 1."""
+    return 1 + (CROWD - 1) * max(0.0, 1 - step / (CROWDED * n_steps))
+
+
+def _start(d_in: int, y: Float[Tensor, "row d_out"], d_features: int, generator: torch.Generator) -> Weights:
+    directions = normalize(torch.randn(d_features, d_in, generator=generator), dim=1).to(y)
     decoder = normalize(torch.randn(d_features, y.shape[1], generator=generator), dim=1).to(y)
-    gain = y.std() / x.std()
-    weights = Weights(gain * directions.T.contiguous(), torch.zeros_like(decoder[:, 0]), decoder, y.mean(0))
+    weights = Weights(directions.T.contiguous(), torch.zeros_like(decoder[:, 0]), decoder, y.mean(0))
     for tensor in weights.tensors():
         tensor.requires_grad_(True)
     return weights
 
 
-def _loss(
-    weights: Weights,
-    x: Float[Tensor, "row d_in"],
-    y: Float[Tensor, "row d_out"],
-    l0: float | int,
-    dead: Bool[Tensor, "feature"],
-) -> tuple[Float[Tensor, ""], Bool[Tensor, "feature"], Float[Tensor, ""]]:
-    """Squared error per row, which features fired, and the smallest activation kept."""
+def _miss(
+    weights: Weights, x: Float[Tensor, "row d_in"], y: Float[Tensor, "row d_out"], l0: float
+) -> tuple[Float[Tensor, "row d_out"], Bool[Tensor, "feature"], Float[Tensor, ""]]:
+    """What is left of `y`, which features fired, and the smallest activation kept."""
     pre = relu(x @ weights.W_enc + weights.b_enc)
-    n_kept = round(l0 * len(x))
+    n_kept = min(round(l0 * len(x)), pre.numel())
     lowest = pre.detach().flatten().kthvalue(pre.numel() - n_kept + 1).values
     kept = pre * (pre >= lowest)
-    left = y - kept @ weights.W_dec - weights.b_dec
-    loss = left.square().sum(1).mean()
-    if dead.any():
-        revived = pre[:, dead] @ weights.W_dec[dead]
-        loss = loss + AUXILIARY_WEIGHT * (left.detach() - revived).square().sum(1).mean()
-    return loss, (kept > 0).any(0), lowest
+    return y - kept @ weights.W_dec - weights.b_dec, (kept > 0).any(0), lowest
 
 
-def _as_saelens(weights: Weights, threshold: Float[Tensor, ""], metadata: dict[str, Any]):
+def _resample(
+    weights: Weights,
+    optimizer: torch.optim.Adam,
+    dead: Bool[Tensor, "feature"],
+    x: Float[Tensor, "row d_in"],
+    left: Float[Tensor, "row d_out"],
+    generator: torch.Generator,
+) -> None:
+    """Give each dead feature a row, drawn in proportion to what is left of it: fire there, write what is left."""
+    if not dead.any():
+        return
+    chance = left.detach().square().sum(1).cpu()
+    rows = torch.multinomial(chance, int(dead.sum()), replacement=True, generator=generator).to(x.device)
+    length = x[rows].norm(dim=1)
+    gain = left.detach()[rows].norm(dim=1) / ((1 - SELECTIVE) * length)
+    weights.W_dec[dead] = normalize(left.detach()[rows], dim=1)
+    weights.W_enc[:, dead] = (gain / length * x[rows].T).to(weights.W_enc)
+    weights.b_enc[dead] = -SELECTIVE * gain * length
+    for tensor, part in ((weights.W_dec, dead), (weights.W_enc, (slice(None), dead)), (weights.b_enc, dead)):
+        for moment in ("exp_avg", "exp_avg_sq"):
+            optimizer.state[tensor][moment][part] = 0
+
+
+def _as_saelens(
+    weights: Weights,
+    threshold: Float[Tensor, ""],
+    centre: Float[Tensor, "d_in"],
+    scale: Float[Tensor, ""],
+    metadata: dict[str, Any],
+):
+    """The same function of inputs and outputs as they come, with `centre` and `scale` folded in."""
     from sae_lens import JumpReLUTranscoder, JumpReLUTranscoderConfig
 
     d_in, d_features = weights.W_enc.shape
@@ -151,7 +183,12 @@ def _as_saelens(weights: Weights, threshold: Float[Tensor, ""], metadata: dict[s
         cfg.metadata[key] = value
     with torch.random.fork_rng():
         transcoder = JumpReLUTranscoder(cfg)
-    values = dict(zip(("W_enc", "b_enc", "W_dec", "b_dec"), (t.detach().cpu() for t in weights.tensors()), strict=True))
-    values["threshold"] = threshold.detach().cpu().expand(d_features).contiguous()
-    transcoder.load_state_dict(values)
+    values = {
+        "W_enc": scale * weights.W_enc,
+        "b_enc": scale * (weights.b_enc - centre @ weights.W_enc),
+        "W_dec": weights.W_dec,
+        "b_dec": scale * weights.b_dec,
+        "threshold": (scale * threshold).expand(d_features),
+    }
+    transcoder.load_state_dict({name: value.detach().cpu() for name, value in values.items()})
     return transcoder
