@@ -77,7 +77,7 @@ def train_transcoder(
     l0: float | int,
     n_steps: int,
     seed: int,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 4e-3,
     dead_after: int = 100,
     label: str = "training a transcoder",
     metadata: dict[str, Any] | None = None,

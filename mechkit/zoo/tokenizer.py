@@ -57,6 +57,8 @@ class WordTokenizer(PreTrainedTokenizerFast):
         settings = {"pad_token": PAD, "eos_token": PAD, "name_or_path": name, **settings}
         super().__init__(tokenizer_object=tokenizer_object, **settings)
         self.model_input_names = ["input_ids", "attention_mask"]
+        # Without this TransformerLens looks for a variant that prepends a BOS, on the Hub, under `name`.
+        self.init_kwargs["add_bos_token"] = True
         self._name, self._knows = name, knows
 
     def __call__(self, text: str | Sequence[str] | None = None, *args: Any, **options: Any):
