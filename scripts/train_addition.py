@@ -21,7 +21,7 @@ from mechkit.dictionaries.transcoder import mlp_hooks
 from mechkit.zoo import load_folder, processing_of, save_folder
 from mechkit.zoo.addition import tasks
 from mechkit.zoo.addition.fourier import peaks, spectrum
-from mechkit.zoo.folder import fold
+from mechkit.zoo.folder import WEIGHTS, file_hash, fold
 from mechkit.zoo.tokenizer import word_tokenizer
 from mechkit.zoo.training import new_model, train
 
@@ -112,7 +112,7 @@ def train_transcoders(out: Path) -> None:
                 "model_name": "addition",
                 "prepend_bos": False,
                 "processing": processing_of(model),
-                "weights_sha256": model.mechkit_origin.sha256,
+                "weights_sha256": file_hash(out / WEIGHTS),
             },
         )
         transcoder.save_model(out / "transcoders" / f"layer_{layer}")
@@ -139,7 +139,7 @@ def check(folder: Path) -> str:
         *layer_lines(scores, transcoders),
         "spectrum of the embedding    " + ", ".join(f"{p:g}: {shares[p]:.1%}" for p in peaks(shares)[:10]),
         f"size of all files            {folder_size(folder) / 2**20:.2f} MiB",
-        f"sha256 of the weights        {model.mechkit_origin.sha256}",
+        f"sha256 of the weights        {file_hash(folder / WEIGHTS)}",
     ]
     return "\n".join(lines)
 

@@ -30,7 +30,9 @@ def transcoders_for(model) -> list[Transcoder] | None:
 
     Raises ValueError where they were trained on other weights than the model's.
     """
-    origin = getattr(model, "mechkit_origin", None)
+    from mechkit.zoo.folder import origin_of
+
+    origin = origin_of(model)
     if origin is None or origin.folder is None or not (origin.folder / "transcoders").is_dir():
         return None
     return load_transcoders(origin.folder / "transcoders", model)
@@ -60,7 +62,7 @@ def _load_layer(path: Path, layer: int, model) -> Transcoder:
     for key in ("d_in", "d_out"):
         if cfg[key] != model.cfg.d_model:
             raise ValueError(f"'{path}' has {key} {cfg[key]}; this model has d_model {model.cfg.d_model}")
-    placed = {name: tensor.to(model.cfg.device, model.cfg.dtype) for name, tensor in tensors.items()}
+    placed: dict[str, Any] = {name: t.to(model.cfg.device, model.cfg.dtype) for name, t in tensors.items()}
     return Transcoder(
         layer=layer,
         hook_in=metadata["hook_name"],
@@ -120,7 +122,7 @@ def _shapes(cfg: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 def _check_hooks(path: Path, layer: int, metadata: dict[str, Any], model) -> None:
     for key in ("hook_name", "hook_name_out"):
         hook = metadata.get(key)
-        if hook not in model.hook_dict:
+        if not isinstance(hook, str) or hook not in model.hook_dict:
             raise ValueError(f"'{path}' has {key} {hook!r}, which is no hook of this model")
         number = re.match(r"blocks\.(\d+)\.", hook)
         if number is None or int(number[1]) != layer:
@@ -128,7 +130,7 @@ def _check_hooks(path: Path, layer: int, metadata: dict[str, Any], model) -> Non
 
 
 def _check_origin(path: Path, metadata: dict[str, Any], model) -> None:
-    from mechkit.zoo.folder import processing_of
+    from mechkit.zoo.folder import origin_of, processing_of
 
     trained, has = metadata.get("processing"), processing_of(model)
     if trained is not None and trained != has:
@@ -136,7 +138,7 @@ def _check_origin(path: Path, metadata: dict[str, Any], model) -> None:
             f"'{path}' was trained on weights with processing {trained!r}, this model has {has!r}; "
             f"load the model with processing={trained!r}"
         )
-    origin = getattr(model, "mechkit_origin", None)
+    origin = origin_of(model)
     trained, has = metadata.get("weights_sha256"), origin and origin.sha256
     if trained is not None and has is not None and trained != has:
         raise ValueError(

@@ -133,5 +133,5 @@ def _activity(
     for i, transcoder in enumerate(transcoders):
         parts = [transcoder.activations(part) > 0 for part in x[i].split(ROWS)]
         seen.append(torch.stack([part.any(0).any(0) for part in parts]).any(0))
-        l0.append((sum(part.sum((0, 2)) for part in parts) / len(tokens)).tolist())
+        l0.append((torch.stack([part.sum((0, 2)) for part in parts]).sum(0) / len(tokens)).tolist())
     return seen, l0

@@ -113,7 +113,7 @@ def train_transcoder(
         with torch.no_grad():
             weights.W_dec.copy_(normalize(weights.W_dec, dim=1))
             if (step + 1) % dead_after == 0 and step < RESAMPLED * n_steps:
-                _resample(weights, optimizer, idle >= dead_after, x, left, generator)
+                _resample(weights, optimizer, idle >= dead_after, x, y, left, generator)
     return _as_saelens(weights, threshold, centre, scale, metadata or {})
 
 
@@ -147,13 +147,14 @@ def _resample(
     optimizer: torch.optim.Adam,
     dead: Bool[Tensor, "feature"],
     x: Float[Tensor, "row d_in"],
+    y: Float[Tensor, "row d_out"],
     left: Float[Tensor, "row d_out"],
     generator: torch.Generator,
 ) -> None:
-    """Give each dead feature a row, drawn in proportion to what is left of it: fire there, write what is left."""
+    """Give each dead feature a row, drawn in proportion to the share of it that is left: fire there, write that."""
     if not dead.any():
         return
-    chance = left.detach().square().sum(1).cpu()
+    chance = (left.detach().square().sum(1) / y.square().sum(1)).cpu()
     rows = torch.multinomial(chance, int(dead.sum()), replacement=True, generator=generator).to(x.device)
     length = x[rows].norm(dim=1)
     gain = left.detach()[rows].norm(dim=1) / ((1 - SELECTIVE) * length)

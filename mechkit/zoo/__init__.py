@@ -13,12 +13,13 @@ _HOMES = {
     "Origin": "folder",
     "load": "loading",
     "load_folder": "folder",
+    "origin_of": "folder",
     "processing_of": "folder",
     "save_folder": "folder",
     "zoo_names": "loading",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -71,7 +71,7 @@ def save_folder(
     write_atomic(path / CONFIG, json.dumps(config, indent=1) + "\n")
     write_atomic(path / WEIGHTS, weights)
     if tokenizer_json is None and model.tokenizer is not None:
-        tokenizer_json = model.tokenizer.backend_tokenizer.to_str()
+        tokenizer_json = str(model.tokenizer.backend_tokenizer.to_str())  # pyright: ignore
     if tokenizer_json is not None:
         write_atomic(path / TOKENIZER, tokenizer_json)
     return hashlib.sha256(weights).hexdigest()
@@ -96,8 +96,19 @@ def load_folder(
     tokenizer = read_tokenizer(path, about)
     if tokenizer is not None:
         model.set_tokenizer(tokenizer, default_padding_side="right")
-    model.mechkit_origin = Origin(name or str(path), about.get("processing", "none"), file_hash(path / WEIGHTS), path)
+    processing = about.get("processing", "none")
+    remember(model, Origin(name or str(path), processing, file_hash(path / WEIGHTS), path))
     return model.eval()
+
+
+def remember(model: HookedTransformer, origin: Origin) -> None:
+    """Keep `origin` on the model, as the plain attribute `mechkit_origin`."""
+    vars(model)["mechkit_origin"] = origin
+
+
+def origin_of(model: HookedTransformer) -> Origin | None:
+    """Where `load` had the model from; None for a model made elsewhere."""
+    return vars(model).get("mechkit_origin")
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -152,7 +163,7 @@ def processing_of(model: HookedTransformer) -> str:
 
     What `load` recorded; for a model made elsewhere, "folded" where its norms carry no weights.
     """
-    origin = getattr(model, "mechkit_origin", None)
+    origin = origin_of(model)
     if origin is not None:
         return origin.processing
     return "folded" if str(model.cfg.normalization_type).endswith("Pre") else "none"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mechkit.zoo.folder import CONFIG, WEIGHTS, Origin, fold, load_folder, processing_of
+from mechkit.zoo.folder import CONFIG, WEIGHTS, Origin, fold, load_folder, processing_of, remember
 
 PROCESSING = ("none", "folded")
 """Weights as trained; or norms folded in, writing weights and unembedding centred, value biases folded."""
@@ -61,7 +61,7 @@ def _processed(model, processing: str | None):
             "leave processing out, or train it again"
         )
     fold(model)
-    model.mechkit_origin = Origin(origin.name, "folded", origin.sha256, origin.folder)
+    remember(model, Origin(origin.name, "folded", origin.sha256, origin.folder))
     return model
 
 
@@ -71,10 +71,10 @@ def _from_hub(name: str, processing: str, device: str | None, dtype: torch.dtype
     _within_reach(_official_name(name), name)
     build = HookedTransformer.from_pretrained if processing == "folded" else _no_processing()
     try:
-        model = build(name, device=device, dtype=dtype or torch.float32)
+        model = build(name, device=device, dtype=dtype or torch.float32)  # pyright: ignore[reportArgumentType]
     except Exception as error:  # requests, the Hub client and TransformerLens each have their own
         raise _out_of_reach(name, error) from error
-    model.mechkit_origin = Origin(name, processing)
+    remember(model, Origin(name, processing))
     return model.eval()
 
 

@@ -65,7 +65,7 @@ class WordTokenizer(PreTrainedTokenizerFast):
         """Token ids of one prompt or a list of them, padded on the right when asked; see the class."""
         for prompt in _prompts(text):
             self._check(prompt, _limit(options))
-        return super().__call__(text, *args, **options)
+        return super().__call__(text, *args, **options)  # pyright: ignore[reportArgumentType]
 
     def encode(self, text: str, *args: Any, **options: Any) -> list[int]:
         """Token ids of one prompt; see the class."""

@@ -20,7 +20,7 @@ _HOMES = {
     "unseen_sums": "tasks",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

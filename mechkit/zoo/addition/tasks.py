@@ -46,7 +46,7 @@ Batch = tuple[Int[Tensor, "prompt pos"], Int[Tensor, "prompt"], Int[Tensor, "pro
 @cache
 def unseen_sums() -> list[tuple[int, int]]:
     """The sums no model or transcoder was trained on: both orders of 1,000 unordered pairs, sorted."""
-    text = files(__package__).joinpath("split.json").read_text()
+    text = files("mechkit.zoo.addition").joinpath("split.json").read_text()
     pairs = [(a, b) for a, b in json.loads(text)["unseen_pairs"]]
     return sorted({pair for a, b in pairs for pair in ((a, b), (b, a))})
 
