@@ -1,6 +1,7 @@
 """The entry point of the command line: `mechkit` or `python -m mechkit`."""
 
 import gc
+import os
 import sys
 
 
@@ -8,6 +9,8 @@ def main() -> None:
     """Run the command line. Exit status 2 for what the user can mend."""
     # Collecting garbage while half a million objects are imported costs a second and frees nothing.
     gc.disable()
+    # Threads that wait for work by spinning starve each other on a busy machine; small models feel it most.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from mechkit.cli import run
 
     sys.exit(run())

@@ -93,10 +93,11 @@ def _traced(prompt: str, name: str, transcoders: str | None, device: str | None,
 
         bases = load_transcoders(transcoders, model)
     graph = mk.trace(model, prompt, bases)
-    if add_operand_meanings(graph, prompt) and sums and name == "addition":
+    inputs = add_operand_meanings(graph, prompt)
+    if inputs is not None and sums and name == "addition":
         from mechkit.zoo.addition import unseen_sums
 
-        suppress_pathways(graph, prompt, unseen_sums(), sums)
+        suppress_pathways(graph, inputs, unseen_sums(), sums)
     return graph, check_supernodes(graph)
 
 

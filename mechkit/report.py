@@ -1,5 +1,6 @@
 """A traced prompt as a page of terminal output, and as plain data."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,13 +17,13 @@ SCORES = {
 
 def trace_summary(graph, checks: Sequence) -> dict:
     """What `print_trace` prints, as JSON-able data."""
-    answer = graph.logits[0]
+    answer, heads = graph.logits[0], graph.heads()
     return {
         "prompt": graph.meta["prompt"],
         "answer": answer.name,
         "probability": graph.probabilities[answer.id],
         "scores": graph.scores,
-        "heads": dict(zip(graph.heads().labels, graph.heads().scores[:, 0].tolist(), strict=True)),
+        "heads": dict(zip(heads.labels, heads.scores[:, 0].tolist(), strict=True)),
         "pathways": [{"share": path.share, "text": path.text} for path in graph.pathways()],
         "supernodes": [vars(check) for check in checks],
         "levels": {} if graph.check is None else {"exact_error": graph.check.exact_error, "table": _levels(graph)},
@@ -32,7 +33,7 @@ def trace_summary(graph, checks: Sequence) -> dict:
 
 def print_trace(graph, checks: Sequence, written: Sequence[Path], console: Console | None = None) -> None:
     """Print the answer, the graph's scores, pathways, interventions and findings, and what was written."""
-    console = console or Console(highlight=False)
+    console = console or _console()
     answer = graph.logits[0]
     probability = graph.probabilities[answer.id]
     console.print(
@@ -53,6 +54,12 @@ def print_trace(graph, checks: Sequence, written: Sequence[Path], console: Conso
         console.print(f"open [bold]file://{_plain(str(page.resolve()))}[/bold] in a browser", soft_wrap=True)
 
 
+def _console() -> Console:
+    """The terminal; where there is none, wide enough that nothing wraps."""
+    width = None if sys.stdout.isatty() else 120
+    return Console(highlight=False, width=width)
+
+
 def _print_pathways(graph, console: Console) -> None:
     heads = [
         (site, score) for site, score in zip(graph.heads().labels, graph.heads().scores[:, 0].tolist(), strict=True)
@@ -67,11 +74,14 @@ def _print_pathways(graph, console: Console) -> None:
 def _print_supernodes(answer: str, checks: Sequence, console: Console) -> None:
     if not checks:
         return
-    table = _table("suppress", "features", "predicted", "norms frozen", "nothing frozen", "answer")
+    table = _table("suppress", "features", "predicted", "measured ii", "measured iii", "answer")
+    table.add_column("strongest feature")
     for check in checks:
         changes = (f"{value:+.2f}" for value in (check.predicted, check.frozen, check.measured))
-        table.add_row(_plain(check.name), str(check.n_features), *changes, _plain(check.answer))
-    console.print(f"\n[bold]Interventions[/bold]: change of the logit of {_plain(answer)}")
+        table.add_row(
+            _plain(check.name), str(check.n_features), *changes, _plain(check.answer), _plain(check.strongest)
+        )
+    console.print(f"\n[bold]Interventions[/bold]: supernodes suppressed, change of the logit of {_plain(answer)}")
     console.print(table)
 
 
@@ -88,7 +98,7 @@ def _print_levels(graph, console: Console) -> None:
     for row in _levels(graph):
         table.add_row(row["by"], *(f"{row[key]:.2f}" for key in ("ii", "ii_sign", "iii", "iii_sign")))
     console.print(table)
-    console.print("  [dim]ii: attention and norms frozen; iii: nothing frozen; control: edge weights permuted[/dim]")
+    console.print("  [dim]ii: attention and norms frozen. iii: nothing frozen. control: edge weights permuted[/dim]")
 
 
 def _levels(graph) -> list[dict]:
@@ -106,7 +116,7 @@ def _print_findings(graph, console: Console) -> None:
     if not graph.findings:
         return
     n = graph.findings[0].n_sums
-    console.print(f"\n[bold]Two pathways?[/bold] Whole classes suppressed on {n} sums the model never saw")
+    console.print(f"\n[bold]Two pathways?[/bold] Whole classes of features suppressed on {n} sums the model never saw")
     table = _table("suppress", "features per sum", "right", "last digit changed", "size changed")
     for finding in graph.findings:
         counts = (str(value) for value in (finding.right, finding.ones_changed, finding.size_changed))

@@ -84,6 +84,9 @@ def paste(x: Tensor, site: Site, place: Place, new: Tensor) -> Tensor:
 
 def groups(found: Sequence[Place]) -> list[tuple[Place, list[int]]]:
     """Prompt numbers by place, so that prompts alike are handled together."""
+    first = found[0]
+    if all(place == first for place in found):
+        return [(first, list(range(len(found))))]
     by_place: dict[str, tuple[Place, list[int]]] = {}
     for i, place in enumerate(found):
         by_place.setdefault(repr(place), (place, []))[1].append(i)

@@ -10,6 +10,7 @@ answer and named spans. A `Pair` is a clean and a corrupt batch that match promp
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Int
@@ -49,7 +50,7 @@ class Prompts:
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
-    @property
+    @cached_property
     def lengths(self) -> list[int]:
         """Number of real tokens of each prompt."""
         return self.mask.sum(1).tolist()
@@ -66,9 +67,9 @@ class Prompts:
         device = tokens.device if isinstance(tokens, Tensor) else None
         ids = torch.zeros(len(rows), width, dtype=torch.long, device=device)
         mask = torch.zeros(len(rows), width, dtype=torch.bool, device=device)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
-            mask[i, : len(row)] = True
+        for same in _by_width(rows):
+            ids[same, : len(rows[same[0]])] = torch.tensor([rows[i] for i in same], dtype=torch.long, device=device)
+            mask[same, : len(rows[same[0]])] = True
         answers, wrong = (_answer_ids(given, len(rows), device) for given in (answers, wrong))
         return cls(ids, mask, text, answers, wrong, dict(spans or {}))
 
@@ -212,10 +213,15 @@ def likeliest(model, prompts: Prompts) -> Int[Tensor, "prompt"]:
 
 def by_length(prompts: Prompts) -> list[list[int]]:
     """Prompt numbers grouped by length, so that each group runs without padding."""
-    groups: dict[int, list[int]] = {}
-    for i, length in enumerate(prompts.lengths):
-        groups.setdefault(length, []).append(i)
-    return list(groups.values())
+    return _by_width([range(length) for length in prompts.lengths])
+
+
+def _by_width(rows: Sequence[Sequence]) -> list[list[int]]:
+    """Numbers of the rows, grouped by how long they are."""
+    found: dict[int, list[int]] = {}
+    for i, row in enumerate(rows):
+        found.setdefault(len(row), []).append(i)
+    return list(found.values())
 
 
 def _inside(pos: int, length: int, quoted: int | str) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mechkit.core.interventions import Hook, Intervention
 from mechkit.core.metrics import Metric, as_metric
-from mechkit.core.places import check_site, cut, expand, places
+from mechkit.core.places import check_site, cut, expand, groups, places
 from mechkit.core.progress import progress
 from mechkit.core.prompts import Prompts, by_length
 from mechkit.core.site import Site
@@ -163,12 +163,13 @@ def _edit_hook(edit: Intervention, batch: Prompts, rows: list[int], fired: set) 
 
 
 def _read_hook(site: Site, batch: Prompts, slices: dict[Site, Tensor]) -> Hook:
-    found = places(site, batch)
+    alike = groups(places(site, batch))
 
     def hook(x: Tensor, hook) -> None:
-        parts = [cut(x[i : i + 1], site, place) for i, place in enumerate(found)]
+        parts = [cut(x if len(alike) == 1 else x[rows], site, place) for place, rows in alike]
         _require_one_shape(site, parts)
-        slices[site] = torch.cat(parts).clone()
+        back = torch.tensor([row for _, rows in alike for row in rows], device=x.device).argsort()
+        slices[site] = (parts[0] if len(alike) == 1 else torch.cat(parts)[back]).clone()
 
     return site.hook, hook
 

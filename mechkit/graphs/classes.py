@@ -24,6 +24,10 @@ EXPLAINED = 0.5
 """Share of the variance below which a feature is `other`."""
 
 
+PERIODS = (12, 14, 15, 16, 18, 20, 22, 24, 25, 26, 28, 29, 30, 31, 32, 33, 34, 35, 36, 38, 40, 45, 50)
+"""Periods of operands that are neither those of digits nor the whole range."""
+
+
 @dataclass(frozen=True)
 class Grouping:
     """One way to group the grid of operands."""
@@ -38,69 +42,96 @@ class Grouping:
     """The feature in words, from the groups it is most active on, strongest first."""
 
 
-def _numbers(values: Sequence[int]) -> str:
-    """Numbers with runs joined: `3, 7-9`."""
+def _numbers(values: Sequence[int], modulus: int | None = None) -> str:
+    """Numbers with runs joined, `3, 7–9`; around a modulus they may run over the end, `9–1`."""
+    ordered = sorted(values)
+    if modulus and len(ordered) < modulus:
+        start = next(i for i in range(modulus) if (i not in values and (i + 1) % modulus in values))
+        ordered = sorted(values, key=lambda value: (value - start - 1) % modulus)
     runs: list[list[int]] = []
-    for value in sorted(values):
-        if runs and value == runs[-1][-1] + 1:
+    for value in ordered:
+        follows = runs and value == (runs[-1][-1] + 1 if not modulus else (runs[-1][-1] + 1) % modulus)
+        if follows:
             runs[-1].append(value)
         else:
             runs.append([value])
     parts = [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs]
-    return ", ".join(parts[:4]) + (", …" if len(parts) > 4 else "")
+    return ", ".join(parts[:5]) + (", …" if len(parts) > 5 else "")
 
 
-def _tens(values: Sequence[int]) -> str:
-    """Tens as ranges: 3, 4 is `30–49`."""
-    return _numbers([number for ten in values for number in range(10 * ten, 10 * ten + 10)])
+def _range(bins: Sequence[int], width: float) -> str:
+    """Bins of ten in a period, as numbers: `0–19`."""
+    lows = _numbers(bins, 10).split(", ")
+    ends = [(run.split("–")[0], run.split("–")[-1]) for run in lows if run != "…"]
+    return ", ".join(f"{round(int(first) * width)}–{round((int(last) + 1) * width) - 1}" for first, last in ends)
 
 
-def _digits(values: Sequence[int]) -> str:
-    pairs = [f"_{value // 10}+_{value % 10}" for value in values]
-    return ", ".join(pairs[:3]) + (f" and {len(pairs) - 3} more" if len(pairs) > 3 else "")
+def _of_sum(modulus: int) -> Grouping:
+    words = {2: lambda g: "sum is " + ("even", "odd")[g[0]], 10: lambda g: f"sum ends in {_numbers(g, 10)}"}
+    plain = lambda g: f"sum mod {modulus} is {_numbers(g, modulus)}"  # noqa: E731
+    return Grouping("modular", f"sum mod {modulus}", lambda a, b: (a + b) % modulus, words.get(modulus, plain))
 
 
-def _both_tens(values: Sequence[int]) -> str:
-    pairs = [f"{value // 10}_+{value % 10}_" for value in values]
-    return ", ".join(pairs[:3]) + (f" and {len(pairs) - 3} more" if len(pairs) > 3 else "")
-
-
-def _residues(modulus: int) -> Grouping:
-    return Grouping(
-        "modular",
-        f"sum mod {modulus}",
-        lambda a, b: (a + b) % modulus,
-        lambda groups: (
-            f"sum ends in {_numbers(groups)}" if modulus == 10 else f"sum mod {modulus} is {_numbers(groups)}"
-        ),
-    )
-
-
-def _operand(letter: str, pick: Callable[[Tensor, Tensor], Tensor]) -> list[Grouping]:
+def _of_operand(letter: str, pick: Callable[[Tensor, Tensor], Tensor]) -> list[Grouping]:
     return [
         Grouping(
             "operand",
             f"last digit of {letter}",
             lambda a, b: pick(a, b) % 10,
-            lambda g: f"{letter} ends in {_numbers(g)}",
+            lambda g: f"{letter} ends in {_numbers(g, 10)}",
         ),
-        Grouping("operand", f"tens of {letter}", lambda a, b: pick(a, b) // 10, lambda g: f"{letter} is {_tens(g)}"),
+        Grouping(
+            "operand",
+            f"tens of {letter}",
+            lambda a, b: pick(a, b) // 10,
+            lambda g: f"{letter} is {_range(g, 10)}",
+        ),
         Grouping("operand", letter, pick, lambda g: f"{letter} is {_numbers(g)}"),
     ]
+
+
+def _of_both(kind: str, name: str, part: Callable[[Tensor], Tensor], n: int, word: Callable) -> Grouping:
+    """A function of the same `part` of both operands, which takes `n` values; `word` says a set of them."""
+
+    def describe(groups: Sequence[int]) -> str:
+        firsts, seconds = {group // n for group in groups}, {group % n for group in groups}
+        return f"a {word(sorted(firsts))}, b {word(sorted(seconds))}"
+
+    return Grouping(kind, name, lambda a, b: part(a) * n + part(b), describe)
+
+
+def _period(period: int) -> Grouping:
+    """A function of where both operands are in a period, in ten steps."""
+
+    def word(bins: Sequence[int]) -> str:
+        return f"mod {period} in {_range(bins, period / 10)}"
+
+    return _of_both("modular", f"both mod {period}", lambda x: x % period * 10 // period, 10, word)
 
 
 @cache
 def groupings() -> tuple[Grouping, ...]:
     """All groupings, coarsest (fewest groups) first."""
-    modular = [_residues(modulus) for modulus in (2, 5, 10, 25, 50)]
-    operands = _operand("a", lambda a, b: a) + _operand("b", lambda a, b: b)
-    rest = [
-        Grouping("magnitude", "tens of the sum", lambda a, b: (a + b) // 10, lambda g: f"sum is about {_tens(g)}"),
-        Grouping("magnitude", "tens of both", lambda a, b: a // 10 * 10 + b // 10, lambda g: f"tens {_both_tens(g)}"),
-        Grouping("ones-digit lookup", "last digits of both", lambda a, b: a % 10 * 10 + b % 10, _digits),
+    found = [_of_sum(modulus) for modulus in (2, 5, 10, 20, 25, 50)] + [_period(period) for period in PERIODS]
+    found += _of_operand("a", lambda a, b: a) + _of_operand("b", lambda a, b: b)
+    lookup = "ones-digit lookup"
+    found += [
+        _of_both(lookup, "parity of both", lambda x: x % 2, 2, lambda g: "/".join(("even", "odd")[i] for i in g)),
+        _of_both(lookup, "both mod 5", lambda x: x % 5, 5, lambda g: f"mod 5 is {_numbers(g, 5)}"),
+        _of_both(lookup, "last digits of both", lambda x: x % 10, 10, lambda g: f"ends in {_numbers(g, 10)}"),
+        _of_both("magnitude", "tens of both", lambda x: x // 10, 10, lambda g: f"is {_range(g, 10)}"),
+        Grouping("magnitude", "tens of the sum", lambda a, b: (a + b) // 10, _tens_of_sum),
         Grouping("sum", "sum", lambda a, b: a + b, lambda g: f"sum is {_numbers(g)}"),
     ]
-    return tuple(sorted([*modular, *operands, *rest], key=lambda grouping: len(grid_key(grouping, 100).unique())))
+    return tuple(sorted(found, key=lambda grouping: _n_groups(grouping)))
+
+
+def _tens_of_sum(tens: Sequence[int]) -> str:
+    return f"sum is about {10 * min(tens)}–{10 * max(tens) + 9}"
+
+
+def _n_groups(grouping: Grouping) -> int:
+    return len(grid_key(grouping, 100).unique())
 
 
 def grid_key(grouping: Grouping, size: int) -> Int[Tensor, "cell"]:
@@ -111,41 +142,49 @@ def grid_key(grouping: Grouping, size: int) -> Int[Tensor, "cell"]:
 
 def variance_shares(plots: Float[Tensor, "feature a b"]) -> Float[Tensor, "grouping feature"]:
     """Share of each plot's variance that lies between the groups of each grouping; 0 for a constant plot."""
-    flat = plots.flatten(1).double().T
+    flat = plots.flatten(1).T
     flat = flat - flat.mean(0)
-    total = flat.square().sum(0)
-    shares = []
-    for grouping in groupings():
-        means, counts = group_means(flat, grid_key(grouping, plots.shape[1]))
-        shares.append((means.square() * counts[:, None]).sum(0) / total.clamp_min(1e-12))
-    return torch.stack(shares)
+    total = flat.square().sum(0).clamp_min(1e-12)
+    found = (group_means(flat, grid_key(grouping, plots.shape[1])) for grouping in groupings())
+    return torch.stack([(means.square() * counts[:, None]).sum(0) / total for means, counts in found])
 
 
 def group_means(cells: Float[Tensor, "cell feature"], key: Int[Tensor, "cell"]):
-    """Mean of the cells of each group, and how many there are."""
-    n = int(key.max()) + 1
-    counts = torch.bincount(key, minlength=n).to(cells.dtype)
-    sums = torch.zeros(n, cells.shape[1], dtype=cells.dtype).index_add_(0, key, cells)
-    return sums / counts.clamp_min(1)[:, None], counts
+    """Mean of the cells of each group, and how many there are. One matrix product: many features go at once."""
+    members = torch.nn.functional.one_hot(key).to(cells.dtype)
+    counts = members.sum(0)
+    return members.T @ cells / counts.clamp_min(1)[:, None], counts
 
 
 def classify(plots: Float[Tensor, "feature a b"]) -> list[Meaning]:
     """The class of each plot, with the share of its variance that the class explains and a label in words."""
+    varied = (plots.flatten(1).amax(1) > plots.flatten(1).amin(1)).nonzero()[:, 0].tolist()
+    found = [Meaning("always the same", "other", 0.0, "nothing")] * len(plots)
+    if varied:
+        for i, meaning in zip(varied, _classify_varied(plots[varied]), strict=True):
+            found[i] = meaning
+    return found
+
+
+def _classify_varied(plots: Float[Tensor, "feature a b"]) -> list[Meaning]:
     shares = variance_shares(plots)
     best = shares.max(0).values
-    enough = shares >= NEARLY_BEST * best
-    chosen = enough.int().argmax(0).tolist()
-    return [_meaning(plots[i], groupings()[g], float(shares[g, i]), float(best[i])) for i, g in enumerate(chosen)]
+    coarseness = torch.tensor([-_n_groups(grouping) for grouping in groupings()])[:, None]
+    chosen = (coarseness + shares / 2).masked_fill(shares < NEARLY_BEST * best, -torch.inf).argmax(0)
+    found: dict[int, Meaning] = {}
+    for g in chosen.unique().tolist():
+        grouping, members = groupings()[g], (chosen == g).nonzero()[:, 0].tolist()
+        means, _ = group_means(plots[members].flatten(1).T, grid_key(grouping, plots.shape[1]))
+        for i, column in zip(members, means.T, strict=True):
+            found[i] = _meaning(grouping, column, float(shares[g, i]), float(best[i]))
+    return [found[i] for i in range(len(plots))]
 
 
-def _meaning(plot: Float[Tensor, "a b"], grouping: Grouping, share: float, best: float) -> Meaning:
-    if float(plot.max()) == float(plot.min()):
-        return Meaning("always the same", "other", 0.0)
-    means, _ = group_means(plot.flatten()[:, None], grid_key(grouping, plot.shape[0]))
-    label = grouping.describe(_active_groups(means[:, 0]))
+def _meaning(grouping: Grouping, means: Float[Tensor, "group"], share: float, best: float) -> Meaning:
+    label = grouping.describe(_active_groups(means))
     if best < EXPLAINED:
-        return Meaning(f"mixed; nearest: {label}", "other", share)
-    return Meaning(label, grouping.kind, share)
+        return Meaning(f"mixed; nearest: {label}", "other", share, grouping.name)
+    return Meaning(label, grouping.kind, share, grouping.name)
 
 
 def _active_groups(means: Float[Tensor, "group"]) -> list[int]:

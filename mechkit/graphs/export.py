@@ -177,7 +177,7 @@ def node_label(graph: AttributionGraph, node: Node) -> str:
     if meaning is not None:
         return meaning.label
     if node.kind == "logit":
-        return f"answer {node.name} ({_probability(graph, node):.1%})"
+        return f"answer {node.name}"
     at = graph.meta["tokens"][node.pos or 0]
     words = {
         "token": f"token {node.name}",

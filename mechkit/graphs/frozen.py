@@ -60,7 +60,7 @@ class FrozenModel:
     @property
     def logits(self) -> Float[Tensor, "vocab"]:
         """Logits after the last token, before any soft-cap."""
-        return self.final[-1] @ self.model.W_U + self.model.b_U
+        return self.final[-1] @ self.model.W_U.detach() + self.model.b_U.detach()
 
     @property
     def capped_logits(self) -> Float[Tensor, "vocab"]:

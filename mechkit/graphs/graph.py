@@ -35,6 +35,8 @@ class Meaning:
     """Its class, such as `sum` or `ones-digit lookup`."""
     share: float
     """Share of the variance of its activity that the class explains, from 0 to 1."""
+    of: str
+    """What it is a function of, such as `last digits of both`."""
 
 
 @dataclass(eq=False)

@@ -6,45 +6,53 @@ The engine knows nothing of this: it fills a graph's `meanings` and `plots` from
 import random
 from collections.abc import Sequence
 
-from mechkit.graphs.classes import classify
+from mechkit.graphs.classes import PERIODS, classify
 from mechkit.graphs.graph import AttributionGraph
-from mechkit.graphs.operands import OperandGrid, operand_plots
+from mechkit.graphs.operands import Inputs, OperandGrid, operand_inputs, operand_plots
 from mechkit.graphs.suppression import feature_meanings, suppress_classes
 
+_MAGNITUDE = ("tens of both", "tens of the sum", "tens of a", "tens of b")
+
 PATHWAYS = {
-    "ones-digit features": ("ones-digit lookup", "modular"),
-    "magnitude features": ("magnitude",),
+    "ones-digit features": (
+        "last digits of both",
+        "both mod 5",
+        "parity of both",
+        *(f"sum mod {modulus}" for modulus in (2, 5, 10)),
+        *(f"last digit of {operand}" for operand in "ab"),
+    ),
+    "magnitude features": _MAGNITUDE,
+    "magnitude and periods between": (*_MAGNITUDE, *(f"both mod {period}" for period in PERIODS)),
 }
-"""The two pathways of addition, as classes of features."""
+"""Features that know only the last digits, only the size, or the size and what repeats every 12 to 50; by what they
+are a function of."""
 
 
-def add_operand_meanings(graph: AttributionGraph, text: str) -> bool:
-    """Give every feature of the graph its operand plot and class; False where `text` is no two-operand prompt.
+def add_operand_meanings(graph: AttributionGraph, text: str) -> Inputs | None:
+    """Give every feature of the graph its operand plot and class; None where `text` is no two-operand prompt.
 
+    Returns what the dictionaries read over the operands, for `suppress_pathways`.
     Cost: 10,000 short prompts through the model.
     """
     engine = graph.attribution
     grid = OperandGrid.of(engine.frozen.model, text)
     if grid is None or not engine.features:
-        return False
-    plots = operand_plots(engine.frozen.model, engine.bases, engine.features, grid)
+        return None
+    inputs = operand_inputs(engine.frozen.model, engine.bases, grid)
+    plots = operand_plots(inputs, engine.bases, engine.features)
     graph.plots = {node.id: plot for node, plot in zip(engine.features, plots, strict=True)}
     graph.meanings = {node.id: meaning for node, meaning in zip(engine.features, classify(plots), strict=True)}
-    return True
+    return inputs
 
 
 def suppress_pathways(
-    graph: AttributionGraph, text: str, sums: Sequence[tuple[int, int]], n: int = 200, *, seed: int = 0
+    graph: AttributionGraph, inputs: Inputs, sums: Sequence[tuple[int, int]], n: int = 200, *, seed: int = 0
 ) -> None:
     """Suppress each of the two pathways on `n` of `sums`, drawn with `seed`, and keep the counts as findings.
 
-    Cost: 10,000 short prompts through the model and a batched pass per pathway and control.
-    Raises ValueError where `text` is no two-operand prompt.
+    `inputs` is what `add_operand_meanings` returned. Cost: a batched pass per pathway and control.
     """
     engine = graph.attribution
-    grid = OperandGrid.of(engine.frozen.model, text)
-    if grid is None:
-        raise ValueError(f"{text!r} has not two operands; pathways of addition need a prompt such as '35+59='")
-    meanings = feature_meanings(engine.frozen.model, engine.bases, grid)
+    meanings = feature_meanings(engine.bases, inputs)
     drawn = random.Random(seed).sample(list(sums), min(n, len(sums)))
     graph.findings = suppress_classes(engine.frozen.model, engine.bases, meanings, drawn, PATHWAYS, seed=seed)

@@ -8,8 +8,9 @@ Source: Lindsey et al. 2025 (Biology), section "Addition"; Ameisen et al. 2025.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isqrt
 
 import torch
 from jaxtyping import Float
@@ -59,22 +60,31 @@ class OperandGrid:
         return None if match is None else (int(match[2]), int(match[4]))
 
 
-@torch.no_grad()
-def operand_plots(model, bases: Sequence, nodes: Sequence[Node], grid: OperandGrid) -> Float[Tensor, "feature a b"]:
-    """Activity of each feature of `nodes`, at its own position, over the grid. Row a, column b.
+Inputs = Mapping[int, Float[Tensor, "cell pos d_model"]]
+"""What each layer's dictionary reads, on every prompt of a grid."""
 
-    Cost: `grid.size ** 2` prompts through the model.
-    """
-    plots = torch.empty(len(nodes), len(grid.prompts))
-    starts = range(0, len(grid.prompts), _BATCH)
-    for start in progress(starts, "operand plots"):
-        batch = grid.prompts[slice(start, start + _BATCH)]
-        values = activations(model, batch, [mlp_input(basis) for basis in bases])
-        for layer, pos, members in _places(nodes):
-            basis, features = bases[layer], [nodes[i].index for i in members]
-            pre = values[mlp_input(basis)][:, pos] @ basis.W_enc[:, features] + basis.b_enc[features]
-            plots[members, start : start + len(batch)] = _some(basis, features).activate(pre).T.cpu().float()
-    return plots.view(len(nodes), grid.size, grid.size)
+
+@torch.no_grad()
+def operand_inputs(model, bases: Sequence, grid: OperandGrid) -> Inputs:
+    """What each layer's dictionary reads over the grid. Cost: `grid.size ** 2` prompts through the model."""
+    sites = {basis.layer: mlp_input(basis) for basis in bases}
+    parts: dict[int, list[Tensor]] = {layer: [] for layer in sites}
+    for start in progress(range(0, len(grid.prompts), _BATCH), "operand plots"):
+        values = activations(model, grid.prompts[slice(start, start + _BATCH)], sites.values())
+        for layer, site in sites.items():
+            parts[layer].append(values[site])
+    return {layer: torch.cat(batches) for layer, batches in parts.items()}
+
+
+@torch.no_grad()
+def operand_plots(inputs: Inputs, bases: Sequence, nodes: Sequence[Node]) -> Float[Tensor, "feature a b"]:
+    """Activity of each feature of `nodes`, at its own position, over the grid. Row a, column b."""
+    cells = len(next(iter(inputs.values())))
+    plots = torch.empty(len(nodes), cells)
+    for layer, pos, members in _places(nodes):
+        basis = _some(bases[layer], [nodes[i].index for i in members])
+        plots[members] = basis.activations(inputs[layer][:, pos]).T.cpu().float()
+    return plots.view(len(nodes), isqrt(cells), isqrt(cells))
 
 
 def _places(nodes: Sequence[Node]) -> list[tuple[int, int, list[int]]]:
@@ -85,16 +95,14 @@ def _places(nodes: Sequence[Node]) -> list[tuple[int, int, list[int]]]:
     return [(layer, pos, members) for (layer, pos), members in found.items()]
 
 
-def _some(basis, features: Sequence[int]):
+def _some(basis, features: Sequence[int | None]):
     """The basis with only these features."""
-    from dataclasses import replace
-
-    features = list(features)
-    threshold = None if basis.threshold is None else basis.threshold[features]
+    chosen = list(features)
+    threshold = None if basis.threshold is None else basis.threshold[chosen]
     return replace(
         basis,
-        W_enc=basis.W_enc[:, features],
-        b_enc=basis.b_enc[features],
-        W_dec=basis.W_dec[features],
+        W_enc=basis.W_enc[:, chosen],
+        b_enc=basis.b_enc[chosen],
+        W_dec=basis.W_dec[chosen],
         threshold=threshold,
     )

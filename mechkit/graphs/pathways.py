@@ -101,29 +101,33 @@ class _Walk:
         return [i for i in self.members[group] if bool(self.graph.kept.nodes[i])]
 
     def words(self, chain: Chain, roots: dict[str, float]) -> str:
-        ordered = sorted(roots, key=lambda root: -roots[root])
-        carried = sum(self.steps[(*chain, root)] for root in ordered)
-        text = ", ".join(root for root in ordered if roots[root] >= _SHOWN_ROOT * sum(roots.values()))
-        text += self.arrow(carried)
+        named = [root for root in roots if roots[root] >= _SHOWN_ROOT * sum(roots.values())]
+        carried = sum(self.steps[(*chain, root)] for root in roots)
+        text = ", ".join(named) + self.arrow(carried)
         for depth in range(len(chain), 0, -1):
-            text += self.group_words(chain[depth - 1]) + self.arrow(self.steps[chain[:depth]])
+            upper = self.position(chain[depth - 2]) if depth > 1 else self.graph.logits[0].pos
+            moved = self.position(chain[depth - 1]) != upper
+            text += self.group_words(chain[depth - 1]) + (self.arrow(self.steps[chain[:depth]]) if moved else " → ")
         return text + self.graph.logits[0].name
 
+    def position(self, group: str) -> int | None:
+        return self.matrix.sources[self.members[group][0]].pos
+
     def arrow(self, step: Float[Tensor, "stream"]) -> str:
-        """The heads that carry a step, or a plain arrow where it stays at its position."""
+        """The heads that carry a step, last before its end, or a plain arrow where none does."""
         shares = step / step.sum()
         n_heads = self.graph.attribution.frozen.model.cfg.n_heads
-        heads = [i - 1 for i in shares.argsort(descending=True).tolist() if i > 0 and shares[i] >= _SHOWN_HEAD]
-        names = ", ".join(f"L{i // n_heads}.H{i % n_heads}" for i in heads[:3])
-        return f" —[{names}]→ " if names else " → "
+        carriers = [i - 1 for i in shares.argsort(descending=True).tolist() if i > 0 and shares[i] >= _SHOWN_HEAD]
+        names = ", ".join(f"L{i // n_heads}.H{i % n_heads}" for i in carriers[:3])
+        return f" —({names})→ " if names else " → "
 
     def group_words(self, group: str) -> str:
-        """The supernode with its size and its strongest feature's meaning."""
-        members = self.members[group]
-        best = max(members, key=lambda i: float(self.matrix.influence[i]))
-        meaning = self.graph.meanings.get(self.matrix.sources[best].id)
-        detail = f"{len(members)}" if meaning is None else f"{len(members)}: {meaning.label}"
-        return f"{group} ({detail})"
+        """The supernode in words: how many features of what kind, in which layer, and where if not at the end."""
+        node = self.matrix.sources[self.members[group][0]]
+        meaning, n = self.graph.meanings.get(node.id), len(self.members[group])
+        kind = "" if meaning is None else f"{meaning.group} "
+        where = "" if node.pos == self.graph.logits[0].pos else f" at {self.graph.meta['tokens'][node.pos or 0]}"
+        return f"{n} {kind}feature{'s' * (n > 1)} of L{node.layer}{where}"
 
 
 def head_shares(graph) -> Float[Tensor, "stream target source"]:

@@ -22,6 +22,8 @@ class SupernodeCheck:
     """The supernode."""
     n_features: int
     """Kept features in it."""
+    strongest: str
+    """What its most influential feature means, where that is known."""
     influence: float
     """Share of the answer that passes it, from 0 to 1."""
     predicted: float
@@ -73,7 +75,10 @@ def check_supernodes(graph) -> list[SupernodeCheck]:
         changes = [float(values[i] - values[0]) for values in measured[:2]]
         answer = token_text(frozen.model, int(measured[2][i]))
         influence = float(graph.weighted.influence[columns].sum())
-        rows.append(SupernodeCheck(name, len(nodes), influence, -float(effects[columns].sum()), *changes, answer))
+        strongest = max(nodes, key=lambda node: float(graph.weighted.influence[graph.column_of(node)]))
+        meaning = graph.meanings.get(strongest.id)
+        label, predicted = "" if meaning is None else meaning.label, -float(effects[columns].sum())
+        rows.append(SupernodeCheck(name, len(nodes), label, influence, predicted, *changes, answer))
     return sorted(rows, key=lambda row: -row.influence)
 
 

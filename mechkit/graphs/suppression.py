@@ -18,11 +18,15 @@ from mechkit.graphs.attribution import mlp_input
 from mechkit.graphs.classes import classify
 from mechkit.graphs.graph import Meaning
 from mechkit.graphs.nodes import Node
-from mechkit.graphs.operands import OperandGrid, operand_plots
+from mechkit.graphs.operands import Inputs, operand_plots
 from mechkit.graphs.supernodes import likeliest_token
 
 NEAR = 5
 """An answer off by more has lost its size."""
+
+
+CONTROL = "as many others (control)"
+"""Title of the control that follows each set of features."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +57,16 @@ class Finding:
         ]
 
 
-def feature_meanings(model, bases: Sequence, grid: OperandGrid) -> list[list[Meaning]]:
+def feature_meanings(bases: Sequence, inputs: Inputs) -> list[list[Meaning]]:
     """The class of every feature of every layer at the last position, `[layer][feature]`.
 
-    Cost: the grid's prompts through the model. A feature that is never active is `other`.
+    A feature that is never active there is `other`.
     """
-    pos = grid.prompts.tokens.shape[1] - 1
+    pos = next(iter(inputs.values())).shape[1] - 1
     found = []
     for layer, basis in enumerate(bases):
         nodes = [Node("feature", layer, pos, i, basis.name) for i in range(basis.d_features)]
-        found.append(classify(operand_plots(model, bases, nodes, grid)))
+        found.append(classify(operand_plots(inputs, bases, nodes)))
     return found
 
 
@@ -79,31 +83,30 @@ def suppress_classes(
 ) -> list[Finding]:
     """How the model answers `sums` as it is, with each set of feature classes suppressed, and with its control.
 
-    `classes` names sets of classes of `meanings` (`{"ones-digit features": ["ones-digit lookup", "modular"]}`).
+    `classes` names sets of features by what they are a function of (`{"magnitude": ["tens of both"]}`).
     Cost: two batched forward passes, and two more per set.
     """
     prompts = Prompts.from_text(model, [template.format(a=a, b=b) for a, b in sums])
     inputs = activations(model, prompts, [f"{mlp_input(basis)}@-1" for basis in bases])
     acts = [basis.activations(inputs[f"{mlp_input(basis)}@-1"]) for basis in bases]
     generator = torch.Generator().manual_seed(seed)
-    chosen: dict[str, list[Tensor]] = {"nothing suppressed": [torch.zeros_like(a, dtype=torch.bool) for a in acts]}
+    chosen: list[tuple[str, list[Tensor]]] = [("nothing", [torch.zeros_like(a, dtype=torch.bool) for a in acts])]
     for title, groups in classes.items():
         masks = [_of_classes(a, of_layer, groups) for a, of_layer in zip(acts, meanings, strict=True)]
-        chosen[title] = masks
         others = [_random_others(a, mask, generator) for a, mask in zip(acts, masks, strict=True)]
-        chosen[f"control: as many others as {title}"] = others
-    runs = [_edits(bases, acts, masks) for masks in chosen.values()]
+        chosen += [(title, masks), (CONTROL, others)]
+    runs = [_edits(bases, acts, masks) for _, masks in chosen]
     tokens = sweep(model, prompts, runs, likeliest_token).scores
     truth = torch.tensor([a + b for a, b in sums])
     return [
         _finding(title, masks, _as_numbers(model, answers), truth)
-        for (title, masks), answers in zip(chosen.items(), tokens, strict=True)
+        for (title, masks), answers in zip(chosen, tokens, strict=True)
     ]
 
 
 def _of_classes(acts: Float[Tensor, "sum feature"], meanings: Sequence[Meaning], groups: Sequence[str]):
-    """The active features whose class is one of `groups`."""
-    wanted = torch.tensor([meaning.group in groups for meaning in meanings], device=acts.device)
+    """The active features that are a function of one of `groups`."""
+    wanted = torch.tensor([meaning.of in groups for meaning in meanings], device=acts.device)
     return (acts != 0) & wanted
 
 
