@@ -70,17 +70,17 @@ def trace(
     if not prompt.strip():
         raise ValueError('the prompt is empty; write one such as "35+59="')
     with bars(sys.stderr):
-        graph, checks = _traced(prompt, model, transcoders, device, sums)
+        graph = _traced(prompt, model, transcoders, device, sums)
     written = [graph.save(out / "trace.json"), graph.to_html(out / "trace.html")]
     from mechkit.report import print_trace, trace_summary
 
     if json:
-        typer.echo(json_module.dumps({**trace_summary(graph, checks), "wrote": [str(path) for path in written]}))
+        typer.echo(json_module.dumps({**trace_summary(graph), "wrote": [str(path) for path in written]}))
     else:
-        print_trace(graph, checks, written)
+        print_trace(graph, written)
 
 
-def _traced(prompt: str, name: str, transcoders: str | None, device: str | None, sums: int) -> tuple[Any, list]:
+def _traced(prompt: str, name: str, transcoders: str | None, device: str | None, sums: int) -> Any:
     """The graph of `prompt` with meanings, findings and supernode checks."""
     import mechkit as mk
     from mechkit.graphs.meanings import add_operand_meanings, suppress_pathways
@@ -98,7 +98,8 @@ def _traced(prompt: str, name: str, transcoders: str | None, device: str | None,
         from mechkit.zoo.addition import unseen_sums
 
         suppress_pathways(graph, inputs, unseen_sums(), sums)
-    return graph, check_supernodes(graph)
+    graph.supernode_checks = check_supernodes(graph)
+    return graph
 
 
 def require_writable(paths: Iterable[Path]) -> None:

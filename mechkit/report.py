@@ -15,7 +15,7 @@ SCORES = {
 """What each score says."""
 
 
-def trace_summary(graph, checks: Sequence) -> dict:
+def trace_summary(graph) -> dict:
     """What `print_trace` prints, as JSON-able data."""
     answer, heads = graph.logits[0], graph.heads()
     return {
@@ -25,13 +25,13 @@ def trace_summary(graph, checks: Sequence) -> dict:
         "scores": graph.scores,
         "heads": dict(zip(heads.labels, heads.scores[:, 0].tolist(), strict=True)),
         "pathways": [{"share": path.share, "text": path.text} for path in graph.pathways()],
-        "supernodes": [vars(check) for check in checks],
+        "supernodes": [vars(check) for check in graph.supernode_checks],
         "levels": {} if graph.check is None else {"exact_error": graph.check.exact_error, "table": _levels(graph)},
         "findings": [vars(finding) for finding in graph.findings],
     }
 
 
-def print_trace(graph, checks: Sequence, written: Sequence[Path], console: Console | None = None) -> None:
+def print_trace(graph, written: Sequence[Path], console: Console | None = None) -> None:
     """Print the answer, the graph's scores, pathways, interventions and findings, and what was written."""
     console = console or _console()
     answer = graph.logits[0]
@@ -43,7 +43,7 @@ def print_trace(graph, checks: Sequence, written: Sequence[Path], console: Conso
         if value is not None:
             console.print(f"  {name:<13} {value:.2f}   {SCORES[name]}")
     _print_pathways(graph, console)
-    _print_supernodes(answer.name, checks, console)
+    _print_supernodes(answer.name, graph.supernode_checks, console)
     _print_levels(graph, console)
     _print_findings(graph, console)
     console.print()
@@ -119,8 +119,7 @@ def _print_findings(graph, console: Console) -> None:
     console.print(f"\n[bold]Two pathways?[/bold] Whole classes of features suppressed on {n} sums the model never saw")
     table = _table("suppress", "features per sum", "right", "last digit changed", "size changed")
     for finding in graph.findings:
-        counts = (str(value) for value in (finding.right, finding.ones_changed, finding.size_changed))
-        table.add_row(_plain(finding.title), f"{finding.n_features:.1f}", *counts)
+        table.add_row(*map(_plain, finding.row()))
     console.print(table)
 
 

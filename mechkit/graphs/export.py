@@ -122,8 +122,7 @@ def page_payload(graph: AttributionGraph) -> dict:
             {"text": path.text, "share": path.share, "nodes": list(dict.fromkeys(node.id for node in path.nodes))}
             for path in graph.pathways()
         ],
-        "findings": [{"title": finding.title, "rows": finding.rows()} for finding in graph.findings],
-        "checks": _check_table(graph),
+        "tables": _tables(graph),
         "made": {name: str(value) for name, value in graph.meta.items() if value and name not in ("tokens", "prompt")},
     }
 
@@ -213,12 +212,37 @@ def _node_checks(graph: AttributionGraph) -> dict[str, dict[str, float]]:
     return {node.id: {name: values[name][i] for name in columns} for i, node in enumerate(graph.check.nodes)}
 
 
-def _check_table(graph: AttributionGraph) -> dict | None:
-    if graph.check is None:
-        return None
-    summary = graph.check.summary()
-    rows = [[str(v) if isinstance(v, str) else _number(v) for v in row] for row in summary.itertuples(index=False)]
-    return {"columns": list(summary.columns), "rows": rows}
+def _tables(graph: AttributionGraph) -> list[dict]:
+    """The page's tables: supernodes suppressed, agreement by level, whole classes suppressed on many sums."""
+    made = []
+    if graph.supernode_checks:
+        columns = ["suppress", "features", "predicted", "measured, attention and norms frozen", "measured", "answer"]
+        rows = [
+            [
+                check.name,
+                str(check.n_features),
+                *map(_signed, (check.predicted, check.frozen, check.measured)),
+                check.answer,
+            ]
+            for check in graph.supernode_checks
+        ]
+        note = f"A supernode's kept features suppressed together: change of the logit of {graph.logits[0].name}."
+        made.append({"title": "Interventions", "note": note, "columns": columns, "rows": rows})
+    if graph.check is not None and graph.check.nodes:
+        note = f"{len(graph.check.nodes)} kept features, suppressed one at a time. Control: edge weights permuted."
+        summary = graph.check.summary()
+        rows = [[v if isinstance(v, str) else _number(v) for v in row] for row in summary.itertuples(index=False)]
+        made.append({"title": "Is the graph true?", "note": note, "columns": list(summary.columns), "rows": rows})
+    if graph.findings:
+        note = f"Whole classes of features suppressed on {graph.findings[0].n_sums} sums that the model never saw."
+        columns = ["suppress", "features per sum", "right", "last digit changed", "size changed"]
+        rows = [finding.row() for finding in graph.findings]
+        made.append({"title": "Two pathways?", "note": note, "columns": columns, "rows": rows})
+    return made
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
 
 
 def _number(value: float) -> str:

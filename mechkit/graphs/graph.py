@@ -57,8 +57,10 @@ class AttributionGraph:
     """Activity over all operands `[a, b]`, by node id, for arithmetic prompts."""
     check: Any = None
     """Predicted against measured interventions, a `mechkit.graphs.check.Check`, where they were made."""
+    supernode_checks: list = field(default_factory=list)
+    """What suppressing each supernode does (`SupernodeCheck`), where it was tried."""
     findings: list = field(default_factory=list)
-    """What happens when whole classes of features are suppressed, where it was tried."""
+    """What suppressing whole classes of features does on many prompts (`Finding`), where it was tried."""
 
     @property
     def nodes(self) -> list[Node]:

@@ -46,15 +46,10 @@ class Finding:
     size_changed: int
     """Answers off by more than `NEAR` (or that are no number)."""
 
-    def rows(self) -> list[list[str]]:
-        """What happened, as label and count."""
-        of = f"of {self.n_sums}"
-        return [
-            ["features suppressed per sum", f"{self.n_features:.1f}"],
-            ["answer still right", f"{self.right} {of}"],
-            ["last digit changed", f"{self.ones_changed} {of}"],
-            [f"size changed (off by more than {NEAR})", f"{self.size_changed} {of}"],
-        ]
+    def row(self) -> list[str]:
+        """What happened, as text: title, features per sum, right, last digit changed, size changed."""
+        counts = map(str, (self.right, self.ones_changed, self.size_changed))
+        return [self.title, f"{self.n_features:.1f}", *counts]
 
 
 def feature_meanings(bases: Sequence, inputs: Inputs) -> list[list[Meaning]]:

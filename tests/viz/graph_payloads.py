@@ -31,7 +31,7 @@ def small_payload(seed: int = 0) -> dict:
 
 
 def large_payload(seed: int = 1) -> dict:
-    """24 tokens, 6 layers, about 900 nodes, 7,000 edges; no operands, no pathways, no findings."""
+    """24 tokens, 6 layers, about 900 nodes, 7,000 edges; no operands, no pathways, no tables."""
     tokens = [word if at == 0 else f" {word}" for at, word in enumerate(WORDS.split(" "))]
     tokens = [*tokens, " and", " then", " stops", ".", "<|endoftext|>"][:24]
     return make_payload(WORDS, tokens=tokens, seed=seed, plots=False, **LARGE)
@@ -52,8 +52,9 @@ def evil_payload() -> dict:
     for item in payload["pathways"]:
         item["text"] = EVIL[0]
     payload["scores"] = [{"name": EVIL[0], "value": 0.5, "meaning": EVIL[1]}]
-    payload["findings"] = [{"title": EVIL[0], "rows": [[EVIL[0], EVIL[1]]]}]
-    payload["checks"] = {"columns": [EVIL[0], EVIL[1]], "rows": [[EVIL[0], EVIL[1]]]}
+    payload["tables"] = [
+        {"title": EVIL[0], "note": EVIL[1], "columns": [EVIL[0], EVIL[1]], "rows": [[EVIL[0], EVIL[1]]]}
+    ]
     payload["made"] = {EVIL[0]: EVIL[1]}
     return payload
 
@@ -202,24 +203,23 @@ def _everything_else(nodes: list[dict]) -> dict:
             {"text": text, "share": share, "nodes": [names[n] if isinstance(n, int) else n for n in ids]}
             for text, share, ids in paths
         ],
-        "findings": [
+        "tables": [
             {
-                "title": "Suppress the ones-digit features",
-                "rows": [["ones digit changes", "183 of 200"], ["answer off by more than 5", "12 of 200"]],
+                "title": "Two pathways?",
+                "note": "Classes of features suppressed on 200 sums.",
+                "columns": ["suppress", "last digit changed", "size changed"],
+                "rows": [["ones-digit features", "183", "12"], ["magnitude features", "21", "160"]],
             },
             {
-                "title": "Suppress the magnitude features",
-                "rows": [["ones digit changes", "21 of 200"], ["answer off by more than 5", "160 of 200"]],
+                "title": "Is the graph true?",
+                "columns": ["Level", "Spearman", "Sign agreement", "Control Spearman"],
+                "rows": [
+                    ["all frozen", "1.000", "100 %", "0.02"],
+                    ["attention and norms frozen", "0.97", "96 %", "0.03"],
+                    ["nothing frozen", "0.88", "91 %", "0.01"],
+                ],
             },
         ],
-        "checks": {
-            "columns": ["Level", "Spearman", "Sign agreement", "Control Spearman"],
-            "rows": [
-                ["all frozen", "1.000", "100 %", "0.02"],
-                ["attention and norms frozen", "0.97", "96 %", "0.03"],
-                ["nothing frozen", "0.88", "91 %", "0.01"],
-            ],
-        },
         "made": {"mechkit": "0.1.0", "model weights sha256": "3f" * 32, "date": "2026-11-21"},
     }
 

@@ -91,11 +91,9 @@ function table(columns, rows) {
 }
 
 function drawTables() {
-  const {findings = [], checks, made} = graph.payload;
-  const cards = (findings || []).map((item) => html("section", {class: "card"}, html("h2", {}, item.title), table(null, item.rows || [])));
-  if (checks?.rows?.length) {
-    cards.push(html("section", {class: "card wide"}, html("h2", {}, "Predicted against measured interventions"), table(checks.columns, checks.rows)));
-  }
+  const {tables, made} = graph.payload;
+  const cards = (tables || []).map((item) => html("section", {class: "card"}, html("h2", {}, item.title),
+    item.note ? html("p", {class: "table-note"}, item.note) : null, table(item.columns, item.rows || [])));
   byId("tables").replaceChildren(...cards);
   byId("footer").replaceChildren(html("dl", {}, Object.entries(made || {}).map(([name, value]) => html("div", {}, html("dt", {}, name), html("dd", {}, String(value))))));
 }

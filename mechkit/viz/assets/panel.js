@@ -107,7 +107,7 @@ function facts(node) {
 function plotBlock(node) {
   if (!node.plot) return [];
   const names = graph.payload.operands?.names || ["a", "b"];
-  return [heading(`Activity over all ${names[0]}, ${names[1]}`, "at the last position"), operandPlot(node.plot, graph.payload.operands)];
+  return [heading(`Activity over all ${names[0]}, ${names[1]}`, "at its own position"), operandPlot(node.plot, graph.payload.operands)];
 }
 
 const CHECKS = [
