@@ -46,7 +46,14 @@ def test_without_the_mlps_the_sums_are_wrong(model):
 
 
 def test_the_embedding_is_base_ten(model):
-    assert set(peaks(spectrum(model.W_E[:100]))[:8]) >= {100.0, 10.0, 5.0, 2.0}
+    shares = spectrum(model.W_E[:100])
+    assert set(list(shares)[:8]) >= {100.0, 50.0, 10.0, 5.0, 2.5, 2.0}
+    assert set(peaks(shares)[:6]) >= {100.0, 10.0, 5.0, 2.5, 2.0}
+
+
+def test_random_embeddings_have_no_such_spectrum():
+    embeddings = torch.randn(100, 128, generator=torch.Generator().manual_seed(0))
+    assert not set(list(spectrum(embeddings))[:8]) >= {100.0, 10.0, 5.0}
 
 
 def test_text_gives_the_tokens_the_scores_are_measured_on(model):
