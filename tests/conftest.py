@@ -1,6 +1,11 @@
 """Shapes are checked in every test: jaxtyping and beartype see each call of the library."""
 
-from jaxtyping import install_import_hook
+import os
+
+# Threads that spin while they wait starve each other on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("mechkit", "beartype.beartype")
 
@@ -24,6 +29,12 @@ def tiny_model(**changes):
             noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
             parameter.data = shift + noise * (0.3 if parameter.ndim < 2 or "b_" in name else 0.25)
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def build():
+    """`tiny_model` itself, for tests that need other shapes (a conftest cannot be imported by name)."""
+    return tiny_model
 
 
 @pytest.fixture(scope="session")

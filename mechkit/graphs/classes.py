@@ -59,7 +59,7 @@ def _numbers(values: Sequence[int], modulus: int | None = None) -> str:
     return ", ".join(parts[:5]) + (", …" if len(parts) > 5 else "")
 
 
-def _range(bins: Sequence[int], width: float) -> str:
+def _range(bins: Sequence[int], width: int | float) -> str:
     """Bins of ten in a period, as numbers: `0–19`."""
     lows = _numbers(bins, 10).split(", ")
     ends = [(run.split("–")[0], run.split("–")[-1]) for run in lows if run != "…"]

@@ -45,7 +45,7 @@ class Node:
             case "error" | "bos":
                 return Site("mlp_out", layer, pos=self.pos, basis=self.kind)
             case "bias":
-                return Site(self.name.lower().replace("_", "."), layer)
+                return Site(self.name, None if self.name in ("ln_final.b", "b_U") else layer)
             case "logit":
                 return Site("logits", pos=self.pos, index=self.index)
         return Site("embed" if self.kind == "token" else "pos_embed", pos=self.pos)

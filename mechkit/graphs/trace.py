@@ -105,12 +105,15 @@ def _is_bos(model, prompts: Prompts) -> bool:
 def _meta(model, prompts: Prompts, frozen, chosen, bases, centred: bool, thresholds: dict) -> dict:
     from mechkit import __version__
     from mechkit.graphs.attribution import token_text
+    from mechkit.zoo import origin_of
 
+    origin = origin_of(model)
     return {
         "verb": "trace",
         "mechkit": __version__,
         "model": model.cfg.model_name or "",
-        "weights": getattr(model, "mechkit_weights", None),
+        "weights": None if origin is None else origin.sha256,
+        "processing": None if origin is None else origin.processing,
         "prompt": prompts.text[0] if prompts.text else " ".join(map(str, prompts.tokens[0].tolist())),
         "tokens": [token_text(model, token) for token in prompts.tokens[0].tolist()],
         "dictionaries": [basis.name for basis in bases],

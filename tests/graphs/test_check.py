@@ -1,0 +1,135 @@
+"""Predicted against measured: exact where it must be, better than its control where it is an approximation."""
+
+import copy
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import mechkit as mk
+from mechkit.dictionaries import neurons
+from mechkit.graphs.check import check_graph, same_sign, spearman
+from mechkit.graphs.supernodes import check_supernodes
+from mechkit.zoo.addition import unseen_sums
+from tests.conftest import tiny_model
+from tests.graphs.brute import random_transcoders
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def graphs(addition):
+    sums = random.Random(0).sample(unseen_sums(), 2)
+    return [mk.trace(addition, f"{a}+{b}=") for a, b in sums]
+
+
+@pytest.fixture(scope="module")
+def fifty():
+    """What the script prints of fifty unseen sums, run as a user runs it."""
+    command = [sys.executable, "-W", "ignore", "scripts/graph_truth.py", "--prompts", "50", "--json"]
+    return json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout)
+
+
+def test_rows_of_fifty_unseen_sums_add_up_to_their_preactivations(fifty):
+    assert fifty["right"] >= 49
+    assert fifty["row_error"] < 1e-5  # required: 1e-4; measured 7e-7
+
+
+def test_all_frozen_every_target_moves_as_its_column_says(fifty):
+    assert fifty["features"] > 300
+    assert fifty["exact_error"] < 1e-5  # required: 1e-4; measured 4e-7
+
+
+def test_the_graph_predicts_interventions_and_its_control_does_not(fifty):
+    rows = {(row["level"], row["by"]): row for row in fifty["levels"]}
+    for level, least in (("ii: attention and norms frozen", 0.8), ("iii: nothing frozen", 0.5)):
+        graph, control = rows[level, "graph"], rows[level, "control"]
+        assert graph["spearman"] > least  # measured 0.90 and 0.64
+        assert graph["spearman"] > control["spearman"] + 0.3
+        assert graph["same sign"] > 0.9
+
+
+def test_suppressing_a_feature_is_taking_its_decoder_out_of_the_mlp(graphs):
+    graph = graphs[0]
+    model, prompts = graph.attribution.frozen.model, graph.attribution.frozen.prompts
+    node, basis = graph.check.nodes[0], graph.attribution.bases[graph.check.nodes[0].layer]
+
+    def suppress(x, hook):
+        x = x.clone()
+        x[:, node.pos] -= node.value * basis.W_dec[node.index]
+        return x
+
+    hook = [(f"blocks.{node.layer}.hook_mlp_out", suppress)]
+    with torch.no_grad():
+        after = model.run_with_hooks(prompts.tokens, fwd_hooks=hook)[0, -1]
+        before = model(prompts.tokens)[0, -1]
+    answer = graph.logits[0].index
+    change = (after[answer] - after.mean()) - (before[answer] - before.mean())
+    assert float(graph.check.measured[0]) == pytest.approx(float(change), abs=1e-5)  # float32
+
+
+def test_the_gradient_column_is_the_models_own_gradient(graphs):
+    graph = graphs[0]
+    model, prompts = graph.attribution.frozen.model, graph.attribution.frozen.prompts
+    node, basis = graph.check.nodes[0], graph.attribution.bases[graph.check.nodes[0].layer]
+    answer, step = graph.logits[0].index, 1e-6
+
+    def nudge(x, hook):
+        x = x.clone()
+        x[:, node.pos] -= step * node.value * basis.W_dec[node.index]
+        return x
+
+    with torch.no_grad():
+        double = copy.deepcopy(model).to(torch.float64)
+        moved = double.run_with_hooks(prompts.tokens, fwd_hooks=[(f"blocks.{node.layer}.hook_mlp_out", nudge)])[0, -1]
+        still = double(prompts.tokens)[0, -1]
+    slope = ((moved[answer] - moved.mean()) - (still[answer] - still.mean())) / step
+    assert float(graph.check.gradient[0]) == pytest.approx(
+        float(slope), rel=1e-3, abs=1e-4
+    )  # a finite step, float32 against float64
+
+
+def test_without_nonlinearity_the_prediction_is_exact():
+    """Neurons far above zero make every MLP linear: with norms and attention held, the graph is the model."""
+    model = tiny_model(n_layers=3)
+    for block in model.blocks:
+        block.mlp.b_in.data += 50.0
+    graph = mk.trace(model, [1, 2, 3], neurons(model), node_threshold=0.3)
+    assert len(graph.check.nodes) > 10
+    error = (graph.check.predicted - graph.check.frozen).abs() / graph.check.frozen.abs().max()
+    assert float(error.max()) < 1e-3  # float32 with activations near 50
+
+
+def test_dictionaries_of_noise_do_not_predict_interventions():
+    model = tiny_model(n_layers=3)
+    graph = mk.trace(model, [1, 2, 3, 4], random_transcoders(model))
+    assert graph.check.agreement < 0.8
+
+
+def test_a_check_changes_nothing_and_is_the_same_twice(graphs):
+    graph = graphs[1]
+    before = {name: value.clone() for name, value in graph.attribution.frozen.model.state_dict().items()}
+    again = check_graph(graph)
+    for name in ("predicted", "direct", "gradient", "control", "frozen", "measured"):
+        assert torch.equal(getattr(again, name), getattr(graph.check, name)), name
+    after = graph.attribution.frozen.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_supernodes_add_up_their_features_and_cover_them(graphs):
+    graph = graphs[0]
+    checks = check_supernodes(graph)
+    assert sum(check.n_features for check in checks) == len(graph.check.nodes)
+    assert sum(check.predicted for check in checks) == pytest.approx(float(graph.check.predicted.sum()), rel=1e-4)
+
+
+def test_spearman_and_signs_on_hand_values():
+    a = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert spearman(a, a**3) == pytest.approx(1)
+    assert spearman(-a, a) == pytest.approx(-1)
+    assert spearman(a[:2], a[:2]) != spearman(a[:2], a[:2])  # NaN: two points have no rank correlation
+    assert same_sign(torch.tensor([1.0, -1.0]), torch.tensor([2.0, 2.0])) == 0.5

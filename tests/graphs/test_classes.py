@@ -1,0 +1,80 @@
+"""Operand plots of known functions get their class; operand plots of features are their activity."""
+
+import pytest
+import torch
+
+import mechkit as mk
+from mechkit.graphs.classes import classify
+from mechkit.graphs.nodes import Node
+from mechkit.graphs.operands import OperandGrid, operand_inputs, operand_plots
+
+A, B = torch.meshgrid(torch.arange(100), torch.arange(100), indexing="ij")
+
+KNOWN = {
+    "sum ends in 4": ((A + B) % 10 == 4, "modular", "sum ends in 4"),
+    "sum is odd": ((A + B) % 2 == 1, "modular", "sum is odd"),
+    "sum is 92 to 95": (((A + B) >= 92) & ((A + B) <= 95), "sum", "sum is 92–95"),
+    "size of the sum": (torch.relu(30 - (A + B - 90).abs()), "magnitude", None),
+    "tens of both": ((A // 10 == 3) & (B // 10 == 5), "magnitude", "a is 30–39, b is 50–59"),
+    "5 and 9": ((A % 10 == 5) & (B % 10 == 9), "ones-digit lookup", "a ends in 5, b ends in 9"),
+    "both odd": ((A % 2 == 1) & (B % 2 == 1), "ones-digit lookup", "a odd, b odd"),
+    "9 to 1": ((A % 10 - 5).abs() >= 4, "operand", "a ends in 9–1"),
+    "a is 35": (A == 35, "operand", "a is 35"),
+    "b in the thirties": (B // 10 == 3, "operand", "b is 30–39"),
+    "period of 30": ((A % 30 < 12) & (B % 30 < 12), "modular", "a mod 30 in 0–11, b mod 30 in 0–11"),
+}
+
+
+@pytest.mark.parametrize(("plot", "group", "label"), KNOWN.values(), ids=KNOWN)
+def test_a_known_function_gets_its_class(plot, group, label):
+    (meaning,) = classify(plot.float()[None])
+    assert meaning.group == group
+    assert label is None or meaning.label == label
+    assert meaning.share > 0.9
+
+
+def test_the_coarsest_grouping_wins_over_the_finer_ones_that_contain_it():
+    plots = torch.stack([((A + B) % 10).float(), (A % 10).float(), (A + B).float()])
+    assert [meaning.of for meaning in classify(plots)] == ["sum mod 10", "last digit of a", "tens of the sum"]
+
+
+def test_noise_and_constants_are_other():
+    noise = torch.rand(3, 100, 100, generator=torch.Generator().manual_seed(0))
+    assert [meaning.group for meaning in classify(torch.cat([noise, torch.ones(1, 100, 100)]))] == ["other"] * 4
+
+
+def test_plots_are_the_features_activity_on_each_prompt(addition):
+    from mechkit.dictionaries import transcoders_for
+
+    bases = transcoders_for(addition)
+    grid = OperandGrid.of(addition, "35+59=", size=12) or OperandGrid.of(addition, "3+5=", size=12)
+    nodes = [Node("feature", layer, pos, i, "t") for layer in (0, 1) for pos in (0, 3) for i in (1, 7, 30)]
+    plots = operand_plots(operand_inputs(addition, bases, grid), bases, nodes)
+    for a, b in ((0, 0), (3, 11), (11, 4)):
+        _, cache = addition.run_with_cache(f"{a}+{b}=")
+        for node, plot in zip(nodes, plots, strict=True):
+            expected = bases[node.layer].activations(cache[bases[node.layer].hook_in][0, node.pos])[node.index]
+            assert float(plot[a, b]) == pytest.approx(float(expected), abs=1e-5)  # float32, other batch size
+
+
+@pytest.mark.parametrize("text", ["even 94=", "35+59", "135+2=", "1+2+3="])
+def test_prompts_without_a_grid_have_none(addition, text):
+    grid = OperandGrid.of(addition, text)
+    assert (grid is None) == (text != "35+59")
+
+
+def test_the_models_features_split_into_last_digits_and_size(addition):
+    from mechkit.graphs.meanings import add_operand_meanings, suppress_pathways
+    from mechkit.zoo.addition import unseen_sums
+
+    graph = mk.trace(addition, "35+59=", check=False)
+    inputs = add_operand_meanings(graph, "35+59=")
+    suppress_pathways(graph, inputs, unseen_sums())
+    nothing, ones, _, _, _, size, _ = graph.findings
+    assert nothing.right >= 198
+    assert ones.ones_changed > 100 > 10 > ones.size_changed
+    assert size.size_changed > 60 > 10 > size.ones_changed
+    assert {"sum", "ones-digit lookup"} <= {meaning.group for meaning in graph.meanings.values()}
+    paths = graph.pathways(1000)
+    assert sum(path.share for path in paths) == pytest.approx(1, abs=0.1)  # chains below 0.2 % are not followed
+    assert paths == sorted(paths, key=lambda path: -path.share)

@@ -1,0 +1,80 @@
+"""What a graph looks like outside: valid JSON, a page whose text is escaped, the same twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import mechkit as mk
+from mechkit.graphs.export import graph_json, page_payload
+from mechkit.graphs.meanings import add_operand_meanings
+from tests.conftest import tiny_model
+from tests.graphs.brute import random_transcoders
+
+SCHEMA = Path(__file__).parents[2] / ".." / "shared" / "data" / "neuronpedia_graph_schema.json"
+
+
+@pytest.fixture(scope="module")
+def graph(addition):
+    graph = mk.trace(addition, "35+59=")
+    add_operand_meanings(graph, "35+59=")
+    return graph
+
+
+def test_the_json_is_valid_against_neuronpedias_schema(graph):
+    jsonschema = pytest.importorskip("jsonschema")
+    if not SCHEMA.exists():
+        pytest.skip(f"the schema is not at {SCHEMA}")
+    jsonschema.validate(json.loads(graph_json(graph)), json.loads(SCHEMA.read_text()))
+
+
+def test_ids_are_unique_and_links_join_nodes(graph):
+    data = json.loads(graph_json(graph))
+    ids = [node["node_id"] for node in data["nodes"]]
+    assert len(ids) == len(set(ids)) > 20
+    assert len({node["jsNodeId"] for node in data["nodes"]}) == len(ids)
+    assert {link["source"] for link in data["links"]} | {link["target"] for link in data["links"]} <= set(ids)
+    assert data["metadata"]["prompt_tokens"] == ["35", "+", "59", "="]
+    assert data["mechkit"]["made"]["weights"]
+
+
+def test_what_the_file_says_of_biases_completes_each_row(graph):
+    data = json.loads(graph_json(graph))["mechkit"]["targets"]
+    columns = ~graph.weighted.of_kind("bias")
+    for node, row in zip(graph.targets, graph.matrix(), strict=True):
+        if node.id in data:
+            total = float(row[columns].sum()) + data[node.id]["biases"]
+            assert total == pytest.approx(data[node.id]["preactivation"], abs=1e-5 * float(row.abs().sum()))
+
+
+def test_saving_writes_json_and_page_whole(graph, tmp_path):
+    assert json.loads(graph.save(tmp_path / "graph.json").read_text())["nodes"]
+    page = graph.to_html(tmp_path / "graph.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "https://" not in page.replace("https://www.w3.org", "").replace("http://www.w3.org", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["graph.html", "graph.json"]
+
+
+def test_a_path_that_cannot_be_written_leaves_nothing(graph, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        graph.save(tmp_path / "absent" / "graph.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_text_of_prompts_is_escaped_in_the_page(tmp_path):
+    model = tiny_model()
+    graph = mk.trace(model, [1, 2, 3], random_transcoders(model))
+    graph.meta = {**graph.meta, "prompt": "</script><img src=x>", "tokens": ["<b>", "</script>", "&"]}
+    page = graph.to_html(tmp_path / "page.html").read_text()
+    assert "<img src=x>" not in page
+    assert "<b>" not in page
+
+
+def test_every_kept_feature_has_a_plot_a_meaning_and_a_check(graph):
+    nodes = [node for node in page_payload(graph)["nodes"] if node["kind"] == "feature"]
+    assert nodes
+    for node in nodes:
+        assert node["plot"]["max"] > 0
+        assert node["class"]
+        assert node["label"]
+        assert set(node["check"]) == {"predicted", "direct", "frozen", "measured"}
