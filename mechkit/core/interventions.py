@@ -46,16 +46,23 @@ class Intervention(ABC):
     def hooks(self, model, prompts: Prompts | None = None) -> list[Hook]:
         """Plain TransformerLens forward hooks for `model.hooks` and `generate`.
 
-        Without `prompts`, every prompt is taken to fill its row, and spans are unknown.
+        Without `prompts`, every prompt is taken to fill its row, and spans are unknown. In `generate` with its
+        key/value cache the row of a later step is the new token alone, which both `@-1` and no position name.
         Raises ValueError where the model lacks the site.
         """
         check_site(model, self.site)
-        return [(self.site.hook, lambda x, hook: self.apply(x, prompts or _unpadded(x, self.site)))]
+        return [
+            (
+                self.site.hook,
+                lambda x, hook: self.apply(x, prompts or _unpadded(x, 2 if self.site.name in SQUARE_NAMES else 1)),
+            )
+        ]
 
     def apply(self, x: Tensor, prompts: Prompts, numbers: Sequence[int] | None = None) -> Tensor:
         """A copy of the hook tensor `x` with this edit made in every prompt; `numbers` are the prompts' own."""
         numbers = list(range(len(prompts))) if numbers is None else list(numbers)
-        for place, rows in groups(places(self.site, prompts)):
+        cached = self.site.name in SQUARE_NAMES and x.shape[3] > x.shape[2]
+        for place, rows in groups(places(self.site, prompts, _unpadded(x, 3) if cached else None)):
             part = x if len(rows) == len(prompts) else x[rows]
             new = self.edit(cut(part, self.site, place), [numbers[i] for i in rows], place)
             part = paste(part, self.site, place, new)
@@ -63,16 +70,25 @@ class Intervention(ABC):
         return x
 
 
-def _unpadded(x: Tensor, site: Site) -> Prompts:
-    length = x.shape[2] if site.name in SQUARE_NAMES else x.shape[1]
-    mask = torch.ones(x.shape[0], length, dtype=torch.bool)
+def _unpadded(x: Tensor, axis: int) -> Prompts:
+    """Prompts that each fill their row of `x`, whose positions lie on `axis`."""
+    mask = torch.ones(x.shape[0], x.shape[axis], dtype=torch.bool)
     return Prompts(torch.zeros_like(mask, dtype=torch.long), mask)
 
 
-def _for_prompts(value: Tensor | float, x: Slice, prompts: list[int]) -> Tensor:
+def _for_prompts(site: Site, value: Tensor | float, x: Slice, prompts: list[int]) -> Tensor:
     """`value`, shared by all prompts or with one entry per prompt, shaped to go with `x`."""
     value = same_device(torch.as_tensor(value), x)
-    return value[prompts] if value.ndim == x.ndim and value.shape[0] > 1 else value
+    if value.ndim == x.ndim and value.shape[0] > 1:
+        if max(prompts) >= value.shape[0]:
+            raise ValueError(f"value for '{site}' has {value.shape[0]} prompts, and prompt {max(prompts)} needs one")
+        value = value[prompts]
+    fits = value.ndim <= x.ndim and all(
+        ours in (1, size) for ours, size in zip(reversed(value.shape), reversed(x.shape), strict=False)
+    )
+    if not fits:
+        raise ValueError(f"value of shape {list(value.shape)} does not fit '{site}', whose slice is {list(x.shape)}")
+    return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +99,7 @@ class Replace(Intervention):
     """What comes in, broadcast to the slice."""
 
     def edit(self, x: Slice, prompts: list[int], place: Place) -> Slice:
-        return _for_prompts(self.value, x, prompts).expand_as(x)
+        return _for_prompts(self.site, self.value, x, prompts).expand_as(x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +118,7 @@ class Add(Intervention):
     """What is added, broadcast to the slice."""
 
     def edit(self, x: Slice, prompts: list[int], place: Place) -> Slice:
-        return x + _for_prompts(self.value, x, prompts)
+        return x + _for_prompts(self.site, self.value, x, prompts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +145,13 @@ class Mean(Intervention):
     """The site's slice on the reference prompts."""
     by: Literal["position", "all"] | tuple[Sequence[Hashable], Sequence[Hashable]] = "position"
     """What is averaged over."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.by, str) and self.by not in ("position", "all"):
+            raise ValueError(f"a mean is by 'position', 'all' or two sequences of labels, not by {self.by!r}")
+        if not isinstance(self.by, str) and len(self.by[0]) != len(self.reference):
+            raise ValueError(f"{len(self.by[0])} labels for {len(self.reference)} reference prompts; give one each")
 
     def edit(self, x: Slice, prompts: list[int], place: Place) -> Slice:
         reference = same_device(self.reference, x)
@@ -184,11 +207,16 @@ class Noise(Intervention):
 
 @dataclass(frozen=True, eq=False)
 class ProjectOut(Intervention):
-    """Remove the part of the slice that lies in the span of `directions[direction, d]`."""
+    """Remove the part of the slice that lies in the span of `directions`, `[direction, d]` or one `[d]`."""
 
-    directions: Float[Tensor, "direction d"]
-    """Need not be orthogonal or of unit length, only independent."""
+    directions: Float[Tensor, "*direction d"]
+    """Need not be orthogonal, independent or of unit length."""
 
     def edit(self, x: Slice, prompts: list[int], place: Place) -> Slice:
-        basis = torch.linalg.qr(self.directions.to(torch.float64).T).Q.to(device=x.device, dtype=x.dtype)
+        directions = torch.atleast_2d(self.directions).to(torch.float64)
+        if x.ndim < 2 or x.shape[-1] != directions.shape[-1]:
+            raise ValueError(f"directions of {directions.shape[-1]} do not fit '{self.site}': slice {list(x.shape)}")
+        _, sizes, axes = torch.linalg.svd(directions, full_matrices=False)
+        independent = sizes > sizes.max() * max(directions.shape) * torch.finfo(self.directions.dtype).eps
+        basis = axes[independent].T.to(device=x.device, dtype=x.dtype)
         return x - (x @ basis) @ basis.T

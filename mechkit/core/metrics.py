@@ -53,12 +53,31 @@ def as_metric(metric: "Metric | Callable") -> Metric:
     if not callable(metric):
         raise TypeError(f"a metric is a Metric or a function of the logits, not {type(metric).__name__}")
     name = getattr(metric, "__name__", type(metric).__name__)
-    compute = metric if _takes_prompts(metric) else lambda logits, prompts: metric(logits)
-    return Metric(name, "metric", "all", lambda logits, prompts: _lifted(compute(logits, prompts), len(prompts)))
+    takes_prompts = _takes_prompts(metric)
+
+    def compute(logits: Tensor, prompts: Prompts):
+        values = _lifted(metric(logits, prompts) if takes_prompts else metric(logits), len(prompts))
+        _require_no_padding_read(name, values, prompts)
+        return values
+
+    return Metric(name, "metric", "all", compute)
+
+
+def _require_no_padding_read(name: str, values, prompts: Prompts) -> None:
+    """Logits of padding are NaN; a function that takes the last row of a shorter prompt would read them."""
+    if len(set(prompts.lengths)) > 1 and isinstance(values, Tensor) and bool(values.isnan().any()):
+        raise ValueError(
+            f"metric '{name}' gave NaN on prompts of {min(prompts.lengths)} to {max(prompts.lengths)} tokens, where "
+            "the logits of padding are NaN; write f(logits, prompts) and read position prompts.lengths[i] - 1"
+        )
 
 
 def _takes_prompts(function: Callable) -> bool:
-    required = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # torch's own functions have no signature
+        return False
+    required = [p for p in parameters if p.default is p.empty]
     return len([p for p in required if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]) >= 2
 
 
@@ -89,13 +108,18 @@ def _at(values: Float[Tensor, "prompt vocab"], ids: Int[Tensor, "prompt"]) -> Pe
     return values.gather(1, ids[:, None].to(values.device))[:, 0]
 
 
+def _logprobs(logits: Tensor) -> Tensor:
+    """Log-probabilities, in float32 at least: half precision holds three digits of them."""
+    return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
 def _logit_diff(logits: Tensor, prompts: Prompts) -> Tensor:
     last = last_logits(logits, prompts)
     return _at(last, single_answers(prompts)) - _at(last, single_answers(prompts, "wrong"))
 
 
 def _logprob(logits: Tensor, prompts: Prompts) -> Tensor:
-    return _at(last_logits(logits, prompts).log_softmax(-1), single_answers(prompts))
+    return _at(_logprobs(last_logits(logits, prompts)), single_answers(prompts))
 
 
 def _accuracy(logits: Tensor, prompts: Prompts) -> Tensor:
@@ -106,7 +130,7 @@ def _accuracy(logits: Tensor, prompts: Prompts) -> Tensor:
 def _loss(logits: Tensor, prompts: Prompts) -> Tensor:
     if min(prompts.lengths) < 2:
         raise ValueError("loss needs prompts of at least two tokens: it predicts each token from those before it")
-    logprobs = logits[:, :-1].log_softmax(-1)
+    logprobs = _logprobs(logits[:, :-1])
     nll = -logprobs.gather(-1, prompts.tokens[:, 1:, None].to(logits.device))[..., 0]
     real = prompts.mask[:, 1:].to(logits.device)
     return nll.masked_fill(~real, 0).sum(1) / real.sum(1)
@@ -137,7 +161,9 @@ def kl(reference: Logits) -> Metric:
     def compute(logits: Tensor, prompts: Prompts) -> Tensor:
         if reference.shape[0] != len(prompts):
             raise ValueError(f"kl has reference logits for {reference.shape[0]} prompts, the run has {len(prompts)}")
-        old = last_logits(reference.to(logits.device), prompts).log_softmax(-1)
-        return (old.exp() * (old - last_logits(logits, prompts).log_softmax(-1))).sum(-1)
+        old = _logprobs(last_logits(reference.to(logits.device), prompts))
+        terms = old.exp() * (old - _logprobs(last_logits(logits, prompts)))
+        # A token the reference rules out adds nothing; rounding can leave a sum of 0 just below it.
+        return terms.masked_fill(old.exp() == 0, 0).sum(-1).clamp(min=0)
 
     return Metric("kl", "nats", "last", compute)

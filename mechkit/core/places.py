@@ -5,16 +5,19 @@ of a hook's tensor and put a new one back, without touching the original.
 """
 
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from itertools import product
 
 import torch
 from torch import Tensor
 
 from mechkit.core.prompts import Prompts
-from mechkit.core.site import EACH, HEAD_NAMES, KEY_VALUE_NAMES, SQUARE_NAMES, Site
+from mechkit.core.site import EACH, HEAD_NAMES, KEY_VALUE_NAMES, SQUARE_NAMES, Site, short_name
 
 Place = int | slice | tuple[int | slice, int | slice]
 """Where a site lies along one prompt's tokens; destination and source for attention patterns."""
+
+_D_HEAD_NAMES = frozenset({"q", "k", "v", "z", "rot_q", "rot_k"})
 
 
 def expand(model, sites: "str | Site | Iterable[str | Site]", prompts: Prompts | None = None) -> list[Site]:
@@ -49,11 +52,18 @@ def check_site(model, site: Site) -> None:
     if isinstance(site.head, int) and site.head >= n_heads(model, site.name):
         raise ValueError(f"no site '{site}': {name} has layers 0 to {cfg.n_layers - 1}{_heads_text(model, site)}")
     if site.layer != EACH and site.hook not in model.hook_dict:
-        here = site.hook.rsplit(".", 1)[0] + "." if "." in site.hook else "hook_"
-        known = sorted(hook for hook in model.hook_dict if hook.startswith(here))
-        raise ValueError(f"no site '{site}': {name} has no hook '{site.hook}'; there are {', '.join(known[:12])}")
+        raise ValueError(f"no site '{site}': {name} has no hook '{site.hook}'; there are {_known(model, site)}")
     if isinstance(site.index, int) and site.basis is None and site.index >= _width(model, site):
         raise ValueError(f"no site '{site}': {name} has {_width(model, site)} coordinates there, from #0")
+
+
+def _known(model, site: Site) -> str:
+    """The names that sites of that layer (or without one) can have, the closest first."""
+    block = f"blocks.{site.layer}."
+    hooks = [hook for hook in model.hook_dict if hook.startswith(block if site.layer is not None else ("hook_", "ln"))]
+    names = sorted({short_name(hook).rpartition("L" + block[7:])[2] for hook in hooks})
+    close = get_close_matches(site.name, names, n=3)
+    return ", ".join([*close, *(name for name in names if name not in close)])
 
 
 def n_heads(model, name: str) -> int:
@@ -62,11 +72,14 @@ def n_heads(model, name: str) -> int:
     return key_value if name in KEY_VALUE_NAMES and key_value else model.cfg.n_heads
 
 
-def places(site: Site, prompts: Prompts) -> list[Place]:
-    """Where `site` lies in each prompt. Raises ValueError for a position outside a prompt."""
+def places(site: Site, prompts: Prompts, sources: Prompts | None = None) -> list[Place]:
+    """Where `site` lies in each prompt. Raises ValueError for a position outside a prompt.
+
+    `sources` are the prompts that source positions count in, where they are longer (a key/value cache).
+    """
     if site.name not in SQUARE_NAMES:
         return [_as_place(pos) for pos in prompts.positions(site.pos)]
-    ends = zip(prompts.positions(site.pos), prompts.positions(site.src), strict=True)
+    ends = zip(prompts.positions(site.pos), (sources or prompts).positions(site.src), strict=True)
     return [(_as_place(dest), _as_place(src)) for dest, src in ends]
 
 
@@ -93,7 +106,7 @@ def groups(found: Sequence[Place]) -> list[tuple[Place, list[int]]]:
     return list(by_place.values())
 
 
-def _key(site: Site, place: Place) -> tuple[int | slice, ...]:
+def _key(site: Site, place: Place) -> tuple:
     whole = slice(None)
     if site.basis is not None:
         raise ValueError(f"site '{site}' is in the basis '{site.basis}'; hooks hold only the model's own coordinates")
@@ -103,7 +116,7 @@ def _key(site: Site, place: Place) -> tuple[int | slice, ...]:
     if isinstance(place, tuple):
         raise ValueError(f"site '{site}' has no source position")
     head = () if site.name not in HEAD_NAMES else (whole if site.head is None else _int(site.head),)
-    return (place, *head, whole if site.index is None else _int(site.index))
+    return (place, *head) if site.index is None else (place, *head, ..., _int(site.index))
 
 
 def _int(value: int | str) -> int:
@@ -128,13 +141,16 @@ def _every_position(site: Site, prompts: Prompts | None) -> range:
 def _width(model, site: Site) -> int:
     if site.basis is not None:
         raise ValueError(f"site '{site}' runs over the dictionary '{site.basis}'; list the features you mean")
+    if site.name.endswith(".scale"):
+        return 1
     if site.name.startswith("mlp_") and site.name not in ("mlp_out", "mlp_in"):
         return model.cfg.d_mlp
-    return model.cfg.d_head if site.name in HEAD_NAMES - SQUARE_NAMES else model.cfg.d_model
+    return model.cfg.d_head if site.name in _D_HEAD_NAMES else model.cfg.d_model
 
 
 def _name(model) -> str:
-    return getattr(model.cfg, "model_name", None) or "the model"
+    name = getattr(model.cfg, "model_name", None)
+    return name if name and name != "custom" else "the model"
 
 
 def _heads_text(model, site: Site) -> str:

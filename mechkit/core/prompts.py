@@ -7,7 +7,6 @@ answer and named spans. A `Pair` is a clean and a corrupt batch that match promp
     pair.clean.positions("subject[-1]")                              # spans resolve per prompt
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,8 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-Span = tuple[int, int]
-"""First token of a span and the one after its last."""
+from mechkit.core.spans import Span, as_spans, check_spans, find_text, inside, stretch
 
 NO_TOKEN = -1
 """Fills an answer of fewer tokens than the longest in the batch."""
@@ -35,7 +33,7 @@ class Prompts:
     """The text of each prompt, where it came from text."""
     answers: Int[Tensor, "prompt answer"] | None = None
     """Token ids of each prompt's answer, `NO_TOKEN` to the right of shorter ones."""
-    wrong: Int[Tensor, "prompt answer"] | None = None
+    wrong: Int[Tensor, "prompt wrong"] | None = None
     """Token ids of each prompt's wrong answer."""
     spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
     """Named stretches of tokens, one `(start, end)` per prompt."""
@@ -43,9 +41,10 @@ class Prompts:
     def __post_init__(self) -> None:
         if self.tokens.shape[0] == 0 or not bool(self.mask.any(1).all()):
             raise ValueError("a prompt is empty; every prompt needs at least one token")
+        if bool((self.mask[:, 1:] & ~self.mask[:, :-1]).any()):
+            raise ValueError("a prompt has padding before a real token; prompts are padded on the right")
         for name, spans in self.spans.items():
-            if len(spans) != len(self):
-                raise ValueError(f"span '{name}' is given for {len(spans)} prompts, there are {len(self)}")
+            check_spans(name, spans, self.lengths)
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -71,7 +70,7 @@ class Prompts:
             ids[same, : len(rows[same[0]])] = torch.tensor([rows[i] for i in same], dtype=torch.long, device=device)
             mask[same, : len(rows[same[0]])] = True
         answers, wrong = (_answer_ids(given, len(rows), device) for given in (answers, wrong))
-        return cls(ids, mask, text, answers, wrong, dict(spans or {}))
+        return cls(ids, mask, text, answers, wrong, {name: as_spans(given) for name, given in (spans or {}).items()})
 
     @classmethod
     def from_text(cls, model, text: str | Sequence[str], answers=None, wrong=None, *, spans=None) -> "Prompts":
@@ -101,10 +100,9 @@ class Prompts:
         answers, wrong = (_answer_ids(given, len(self), self.tokens.device) for given in (answers, wrong))
         return replace(self, answers=answers, wrong=wrong)
 
-    def __getitem__(self, chosen: int | slice | Sequence[int]) -> "Prompts":
-        """Some of the prompts, cut to the longest of them."""
-        rows = list(range(len(self)))[chosen] if isinstance(chosen, slice) else chosen
-        rows = [rows] if isinstance(rows, int) else list(rows)
+    def __getitem__(self, chosen: "int | slice | Sequence[int] | Tensor") -> "Prompts":
+        """Some of the prompts, by number or by a mask, cut to the longest of them."""
+        rows = _chosen_rows(chosen, len(self))
         width = max(self.lengths[i] for i in rows)
         pick = lambda value: None if value is None else value[rows]  # noqa: E731
         return Prompts(
@@ -127,17 +125,15 @@ class Prompts:
         if pos is None:
             return list(range(length))
         if isinstance(pos, int):
-            return _inside(pos, length, pos)
-        if re.fullmatch(r"-?\d+:-?\d+", pos):
-            start, end = (int(part) for part in pos.split(":"))
-            first, last = _inside(start, length, pos), _inside(end - 1, length, pos)
-            return list(range(first, last + 1))
+            return inside(pos, length, pos)
+        if ":" in pos:
+            return list(stretch(pos, length))
         name, _, which = pos.partition("[")
         if name not in self.spans:
             known = ", ".join(sorted(self.spans)) or "none"
             raise ValueError(f"no span '{name}' (known spans: {known}); give it with spans={{'{name}': ...}}")
-        span = list(range(*self.spans[name][prompt]))
-        return span[int(which[:-1])] if which else span
+        start, end = self.spans[name][prompt]
+        return start + inside(int(which[:-1]), end - start, pos) if which else list(range(start, end))
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +160,10 @@ class Pair:
 
     def __len__(self) -> int:
         return len(self.clean)
+
+    def __getitem__(self, chosen: "int | slice | Sequence[int] | Tensor") -> "Pair":
+        """Some of the pairs, chosen as in `Prompts`."""
+        return Pair(self.clean[chosen], self.corrupt[chosen])
 
     @classmethod
     def from_tokens(cls, clean, corrupt, answer, wrong, *, spans=None) -> "Pair":
@@ -192,23 +192,43 @@ class Pair:
 
     def _checked(self) -> "Pair":
         answers, wrong = self.clean.answers, self.clean.wrong
-        if answers is not None and wrong is not None and answers.shape == wrong.shape:
-            same = (answers == wrong).all(1).nonzero().flatten().tolist()
-            if same:
-                raise ValueError(
-                    f"answer and wrong answer are the same token on prompts {same[:5]}; "
-                    "give answer= and wrong=, or prompts on which the model answers differently"
-                )
+        if answers is None or wrong is None:
+            return self
+        same = [i for i, (a, b) in enumerate(zip(_as_rows(answers), _as_rows(wrong), strict=True)) if _same(a, b)]
+        if same:
+            raise ValueError(
+                f"answer and wrong answer are the same on prompts {same[:5]}; "
+                "give answer= and wrong=, or prompts on which the model answers differently"
+            )
         return self
 
 
 @torch.no_grad()
 def likeliest(model, prompts: Prompts) -> Int[Tensor, "prompt"]:
     """The model's likeliest next token after each prompt. Cost: one forward pass per prompt length."""
+    check_tokens(model, prompts)
     best = torch.empty(len(prompts), dtype=torch.long, device=prompts.tokens.device)
     for rows in by_length(prompts):
         best[rows] = model(prompts[rows].tokens)[:, -1].argmax(-1)
     return best
+
+
+def check_tokens(model, prompts: Prompts) -> None:
+    """Raise ValueError for a prompt longer than the model's context or a token id outside its vocabulary."""
+    longest = max(prompts.lengths)
+    if longest > model.cfg.n_ctx:
+        raise ValueError(f"prompt {prompts.lengths.index(longest)} has {longest} tokens; {_context(model)}")
+    outside = ((prompts.tokens < 0) | (prompts.tokens >= model.cfg.d_vocab)).nonzero().tolist()
+    if outside:
+        prompt, pos = outside[0]
+        raise ValueError(
+            f"token id {int(prompts.tokens[prompt, pos])} of prompt {prompt} is outside the vocabulary "
+            f"(0 to {model.cfg.d_vocab - 1})"
+        )
+
+
+def _context(model) -> str:
+    return f"the model's context is {model.cfg.n_ctx}"
 
 
 def by_length(prompts: Prompts) -> list[list[int]]:
@@ -224,29 +244,45 @@ def _by_width(rows: Sequence[Sequence]) -> list[list[int]]:
     return list(found.values())
 
 
-def _inside(pos: int, length: int, quoted: int | str) -> int:
-    place = pos + length if pos < 0 else pos
-    if not 0 <= place < length:
-        raise ValueError(f"position @{quoted} is outside a prompt of {length} tokens (0 to {length - 1})")
-    return place
+def _chosen_rows(chosen, n_prompts: int) -> list[int]:
+    if isinstance(chosen, int):
+        return [chosen]
+    if isinstance(chosen, slice):
+        rows = list(range(n_prompts))[chosen]
+    else:
+        rows = chosen.tolist() if hasattr(chosen, "tolist") else list(chosen)
+        rows = [i for i, keep in enumerate(rows) if keep] if rows and isinstance(rows[0], bool) else rows
+    if not rows:
+        raise ValueError(f"no prompts are chosen, of {n_prompts}")
+    return rows
+
+
+def _same(answer: list[int], wrong: list[int]) -> bool:
+    return [i for i in answer if i != NO_TOKEN] == [i for i in wrong if i != NO_TOKEN]
 
 
 def _as_rows(tokens) -> list[list[int]]:
-    rows = tokens.tolist() if isinstance(tokens, Tensor) else list(tokens)
-    if rows and not isinstance(rows[0], list | tuple | Tensor):
+    """Lists of ids from a tensor, an array, a list of ids or a list of any of these."""
+    rows = tokens.tolist() if hasattr(tokens, "tolist") else list(tokens)
+    rows = [row.tolist() if hasattr(row, "tolist") else row for row in rows]
+    if rows and not isinstance(rows[0], list | tuple):
         rows = [rows]
-    return [row.tolist() if isinstance(row, Tensor) else list(row) for row in rows]
+    return [list(row) for row in rows]
 
 
 def _answer_ids(given, n_prompts: int, device) -> Int[Tensor, "prompt answer"] | None:
     if given is None:
         return None
-    if isinstance(given, Tensor):
-        given = given.tolist()
+    given = given.tolist() if hasattr(given, "tolist") else given
     rows = [given] if isinstance(given, int) else list(given)
+    rows = [row.tolist() if hasattr(row, "tolist") else row for row in rows]
     rows = [[row] if isinstance(row, int) else list(row) for row in rows]
     if len(rows) != n_prompts:
-        raise ValueError(f"{len(rows)} answers for {n_prompts} prompts; give one per prompt")
+        raise ValueError(
+            f"{len(rows)} answers for {n_prompts} prompts; give one per prompt, [[3, 4]] for one of two ids"
+        )
+    if [] in rows:
+        raise ValueError(f"answer {rows.index([])} is empty; every answer needs at least one token")
     ids = torch.full((n_prompts, max(map(len, rows))), NO_TOKEN, dtype=torch.long, device=device)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
@@ -258,7 +294,7 @@ def _tokenize(model, text: str) -> list[int]:
         raise ValueError("a prompt is empty; every prompt needs at least one token")
     ids = model.to_tokens(text, truncate=False)[0].tolist()
     if len(ids) > model.cfg.n_ctx:
-        raise ValueError(f"prompt of {len(ids)} tokens; the model's context is {model.cfg.n_ctx}: {text[:60]!r}")
+        raise ValueError(f"prompt of {len(ids)} tokens; {_context(model)}: {text[:60]!r}")
     return ids
 
 
@@ -275,18 +311,9 @@ def _find_spans(model, prompts: Prompts, name: str, given) -> tuple[Span, ...]:
     if len(given) != len(prompts):
         raise ValueError(f"span '{name}' is given for {len(given)} prompts, there are {len(prompts)}")
     return tuple(
-        _find_text(model, prompts.tokens[i].tolist(), name, one) if isinstance(one, str) else (one[0], one[1])
+        find_text(model, prompts.tokens[i, : prompts.lengths[i]].tolist(), name, one) if isinstance(one, str) else one
         for i, one in enumerate(given)
     )
-
-
-def _find_text(model, ids: list[int], name: str, text: str) -> Span:
-    for spelling in (text, " " + text):
-        part = model.to_tokens(spelling, prepend_bos=False)[0].tolist()
-        for start in range(len(ids) - len(part) + 1):
-            if ids[start : start + len(part)] == part:
-                return start, start + len(part)
-    raise ValueError(f"span '{name}': '{text}' is not a stretch of tokens of its prompt")
 
 
 def _device(model):

@@ -9,6 +9,8 @@ import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 
@@ -134,8 +136,10 @@ class Result:
         return replace(self, scores=self.scores.mean(1, keepdim=True), gap=gap)
 
     def top(self, n: int = 10, *, by: Callable[[Tensor], Tensor] = torch.abs) -> "Result":
-        """The `n` rows whose mean score is largest under `by` (its size, unless told), largest first."""
-        order = by(self._means()).argsort(descending=True, stable=True)[:n]
+        """The `n` rows whose mean score is largest under `by` (its size, unless told), largest first, NaN last."""
+        order = (
+            by(self._means()).nan_to_num(-torch.inf, torch.inf, -torch.inf).argsort(descending=True, stable=True)[:n]
+        )
         return self._take(order.tolist())
 
     def where(self, condition: Callable[[pd.DataFrame], pd.Series] | None = None, **parts) -> "Result":
@@ -145,26 +149,35 @@ class Result:
         """
         keep = np.ones(len(self), dtype=bool)
         for name, wanted in parts.items():
-            if name not in self.rows:
-                raise ValueError(f"rows have no '{name}'; they have {', '.join(self.rows.columns)}")
-            choices = [wanted] if isinstance(wanted, str | int) or wanted is None else list(wanted)
+            self._require_part(name)
+            choices = list(wanted) if isinstance(wanted, Iterable) and not isinstance(wanted, str) else [wanted]
             missing = self.rows[name].isna().to_numpy() & (None in choices)
             keep &= self.rows[name].isin([c for c in choices if c is not None]).to_numpy() | missing
         if condition is not None:
-            keep &= np.asarray(condition(self.rows), dtype=bool)
+            keep &= pd.Series(condition(self.rows), dtype="boolean").fillna(False).to_numpy(bool)
         return self._take(np.flatnonzero(keep).tolist())
 
     def grid(self, row: str, column: str) -> Grid:
         """Mean scores by two parts of the rows, such as `grid("layer", "head")`.
 
-        Raises ValueError where two rows share both labels: narrow the rows with `where` first.
+        Labels are sorted where they are numbers, else in the order of the rows. Raises ValueError for a part the rows
+        do not have, and where two rows share both labels: narrow the rows with `where` first.
         """
-        keys = self.rows[[row, column]]
+        self._require_part(row)
+        self._require_part(column)
+        keys = self.rows[[row, column]].astype(object).where(self.rows[[row, column]].notna(), None)
         if keys.duplicated().any():
             raise ValueError(f"several rows share the same {row} and {column}; narrow them with where(...) first")
-        table = keys.assign(score=self._means().numpy()).pivot(index=row, columns=column, values="score")
-        table = table.sort_index().sort_index(axis=1)
-        return Grid(table.to_numpy(float), tuple(table.index), tuple(table.columns), (row, column), self.unit)
+        rows, columns = _in_order(keys[row]), _in_order(keys[column])
+        values = np.full((len(rows), len(columns)), np.nan)
+        number = [{label: i for i, label in enumerate(labels)} for labels in (rows, columns)]
+        at = [[place[label] for label in keys[part]] for part, place in zip((row, column), number, strict=True)]
+        values[at[0], at[1]] = self._means().numpy()
+        return Grid(values, rows, columns, (row, column), self.unit)
+
+    def _require_part(self, name: str) -> None:
+        if name not in self.rows:
+            raise ValueError(f"rows have no '{name}'; they have {', '.join(self.rows.columns)}")
 
     def frame(self) -> pd.DataFrame:
         """A pandas table: the parts that are used, `score` (the mean over prompts), one column per prompt."""
@@ -182,44 +195,59 @@ class Result:
         return result_figure(rows.reset_index(drop=True), self._means().numpy(), self.unit, title)
 
     def save(self, path: str | PathLike) -> Path:
-        """Write `path` (Parquet: rows, unit, meta) and, beside it, the scores as safetensors. Returns `path`."""
+        """Write `path` (Parquet: rows, unit, meta) and, beside it, the scores as safetensors. Returns `path`.
+
+        `heads.parquet` has its scores in `heads.safetensors`.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
         from safetensors.torch import save
 
         path = Path(path)
-        about = {"unit": self.unit, "meta": dict(self.meta), "axes": self.axes}
+        tensors = {"scores": self.scores.contiguous()} | ({} if self.gap is None else {"gap": self.gap.contiguous()})
+        data = save(tensors)
+        about = {"unit": self.unit, "meta": dict(self.meta), "axes": self.axes, "sha256": sha256(data).hexdigest()}
         table = pa.Table.from_pandas(_positions(self.rows, lambda pos: None if pos is None else str(pos)))
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"mechkit": json.dumps(about).encode()})
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
-        tensors = {"scores": self.scores.contiguous()} | ({} if self.gap is None else {"gap": self.gap.contiguous()})
-        write_atomic(path.with_suffix(".safetensors"), save(tensors))
+        write_atomic(_scores_file(path), data)
         return write_atomic(path, buffer.getvalue())
 
     @classmethod
     def load(cls, path: str | PathLike) -> "Result":
         """Read what `save` wrote. Raises FileNotFoundError or ValueError, naming the file."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
-        table = pq.read_table(path)
+        try:
+            table = pq.read_table(path, partitioning=None)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"'{path}' is not a saved Result: {error}") from error
         if b"mechkit" not in (table.schema.metadata or {}):
             raise ValueError(f"'{path}' is not a saved Result: its table carries no unit")
         about = json.loads(table.schema.metadata[b"mechkit"])
-        tensors = load_file(Path(path).with_suffix(".safetensors"))
-        rows = _positions(table.to_pandas().astype(_dtypes(table.column_names)), _plain)
+        data = _scores_file(Path(path)).read_bytes()
+        if sha256(data).hexdigest() != about["sha256"]:
+            raise ValueError(
+                f"'{_scores_file(Path(path))}' does not hold the scores of '{path}'; save the result again"
+            )
+        tensors = load(data)
+        rows = table.to_pandas().astype(object)
+        rows = _positions(rows.where(rows.notna(), None).astype(_dtypes(table.column_names)), _plain)
         return cls(rows, tensors["scores"], about["unit"], about["meta"], tuple(about["axes"]), tensors.get("gap"))
 
     def __repr__(self) -> str:
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("edge" if "sender_layer" in self.rows else "site")
-        table.add_column(self.unit, justify="right")
+        table.add_column(Text(self.unit), justify="right")
         for label, score in zip(self._take(range(min(len(self), _SHOWN))).labels, self._means().tolist(), strict=False):
-            table.add_row(label, f"{score:+.4g}")
+            table.add_row(Text(label), f"{score:+.4g}")
         console = Console(file=io.StringIO(), width=100, force_terminal=False)
         console.print(table)
         text = "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
@@ -247,6 +275,17 @@ class Result:
 def _site_rows(sites: Sequence[Site]) -> pd.DataFrame:
     rows = pd.DataFrame({part: [getattr(site, part) for site in sites] for part in PARTS}, dtype=object)
     return rows.astype(_dtypes(rows.columns))
+
+
+def _in_order(labels: Iterable) -> tuple:
+    """The different labels, sorted where they are numbers."""
+    found = dict.fromkeys(labels)
+    return tuple(sorted(found) if all(isinstance(label, Integral) for label in found) else found)
+
+
+def _scores_file(path: Path) -> Path:
+    """Where the scores of a result lie; `a.v1` and `a.v2` have theirs apart."""
+    return path.with_suffix(".safetensors") if path.suffix == ".parquet" else path.with_name(f"{path.name}.safetensors")
 
 
 def _dtypes(columns: Iterable[str]) -> dict[str, str]:

@@ -6,6 +6,7 @@
     L5.H1.pattern@9<-4         attention from token 9 (destination) to token 4 (source)
     L8.resid_pre[sae]@2#4812   feature 4812 of the dictionary `sae`
     L3.resid_mid@subject[-1]   the last token of each prompt's span `subject`
+    L3.resid_mid@-3:           each prompt's last three tokens
     embed@0                    a site without a layer
 
 `*` means each one in turn; a part left out means all of it at once. Names are TransformerLens's short
@@ -17,23 +18,26 @@ Site('L9.H6.z@-1')
 'blocks.9.attn.hook_z'
 """
 
+import operator
 import re
 from dataclasses import dataclass, replace
 
 EACH = "*"
 """Stands for each layer, head, position or index in turn."""
 
-HEAD_NAMES = frozenset({"q", "k", "v", "z", "rot_q", "rot_k", "result", "pattern", "attn_scores"})
+_HEAD_INPUTS = frozenset({"q_input", "k_input", "v_input", "attn_in"})
+
+HEAD_NAMES = _HEAD_INPUTS | {"q", "k", "v", "z", "rot_q", "rot_k", "result", "pattern", "attn_scores"}
 """Hooks with a head axis."""
 
 SQUARE_NAMES = frozenset({"pattern", "attn_scores"})
 """Hooks of shape `[prompt, head, dest, src]`; the others have the position on axis 1."""
 
-KEY_VALUE_NAMES = frozenset({"k", "v", "rot_k"})
+KEY_VALUE_NAMES = frozenset({"k", "v", "rot_k", "k_input", "v_input"})
 """Hooks whose heads are the model's key/value heads."""
 
 _MLP_NAMES = {"mlp_pre": "pre", "mlp_post": "post", "mlp_mid": "mid", "mlp_pre_linear": "pre_linear"}
-_ALIASES = {"pre": "mlp_pre", "post": "mlp_post", "mid": "mlp_mid", "pre_linear": "mlp_pre_linear"}
+_ALIASES = {short: name for name, short in _MLP_NAMES.items()} | {"ln_final.normalized": "ln_final"}
 _TOP_HOOKS = {
     "embed": "hook_embed",
     "pos_embed": "hook_pos_embed",
@@ -42,12 +46,18 @@ _TOP_HOOKS = {
 }
 
 _COUNT = r"(?:\d+|\*)"
-_POSITION = r"(?:\*|-?\d+(?::-?\d+)?|[A-Za-z_]\w*(?:\[-?\d+\])?)"
+_STRETCH = r"-?\d+:(?:-?\d+)?|:-?\d+"
+_POSITION = rf"(?:\*|{_STRETCH}|-?\d+|[A-Za-z_]\w*(?:\[-?\d+\])?)"
+_NAME = r"[a-z]\w*(?:\.[a-z]\w*)?"
+_BASIS = r"[^\[\]@#<>]+"
 _SITE = re.compile(
-    rf"(?:L(?P<layer>{_COUNT})\.)?(?:H(?P<head>{_COUNT})\.)?(?P<name>[a-z]\w*(?:\.[a-z]\w*)?)"
-    rf"(?:\[(?P<basis>[^\[\]@#]+)\])?(?:@(?P<pos>{_POSITION})(?:<-(?P<src>{_POSITION}))?)?"
-    rf"(?:#(?P<index>{_COUNT}))?"
+    rf"(?:L(?P<layer>{_COUNT})\.)?(?:H(?P<head>{_COUNT})\.)?(?P<name>{_NAME})(?:\[(?P<basis>{_BASIS})\])?"
+    rf"(?:@(?=[^#])(?P<pos>{_POSITION})?(?:<-(?P<src>{_POSITION}))?)?(?:#(?P<index>{_COUNT}))?"
 )
+_COUNTED = frozenset({"layer", "head", "index"})
+_NUMBERED = _COUNTED | {"pos", "src"}
+_FORMS = {part: re.compile(_COUNT if part in _COUNTED else _POSITION) for part in sorted(_NUMBERED)}
+_FORMS |= {"name": re.compile(_NAME), "basis": re.compile(_BASIS)}
 
 Count = int | str | None
 """A number, `EACH`, or None for all at once."""
@@ -73,37 +83,45 @@ class Site:
     """Name of the dictionary that `index` counts in; None for the hook's own coordinates."""
 
     def __post_init__(self) -> None:
+        for part, form in _FORMS.items():
+            value = getattr(self, part)
+            if value is not None:
+                self._check_part(part, value, form)
         if self.name in _ALIASES:
             object.__setattr__(self, "name", _ALIASES[self.name])
-        for field in ("layer", "head", "index"):
-            value = getattr(self, field)
-            if isinstance(value, int) and value < 0:
-                raise ValueError(f"{field} is {value} in site '{self}'; it counts from 0")
         if self.head is not None and self.name not in HEAD_NAMES:
             raise ValueError(f"site '{self}' names a head, and '{self.name}' has none; leave out 'H{self.head}.'")
         if self.src is not None and self.name not in SQUARE_NAMES:
             raise ValueError(f"site '{self}' names a source position, which only pattern and attn_scores have")
+        if self.index is not None and self.name in SQUARE_NAMES:
+            raise ValueError(f"site '{self}' has an index, and '{self.name}' has none; write @9<-4 for its source")
         if self.layer is None and self.name in HEAD_NAMES:
             raise ValueError(f"site '{self}' needs a layer: write 'L0.{self}' or 'L*.{self}'")
+
+    def _check_part(self, part: str, value, form: re.Pattern) -> None:
+        """One part, its numbers as Python's own. Raises ValueError for what the text form could not say."""
+        if part in _NUMBERED and type(value) is not int:
+            value = _number(value)
+            object.__setattr__(self, part, value)
+        if isinstance(value, int):
+            if value < 0 and part in _COUNTED:
+                raise ValueError(f"{part} is {value} in site '{self}'; it counts from 0")
+        elif form.fullmatch(value) is None:
+            raise ValueError(f"{part} is {value!r} in site '{self}'; write sites like L9.H6.z@-1 or L8.mlp_post#12")
 
     @classmethod
     def parse(cls, text: "str | Site") -> "Site":
         """The site that `text` names. Raises ValueError, quoting it, where it is not one."""
         if isinstance(text, Site):
             return text
+        if not isinstance(text, str):
+            raise TypeError(f"a site is a Site or its text, such as 'L9.H6.z@-1', not {type(text).__name__}")
         match = _SITE.fullmatch(text.strip())
-        if match is None:
-            raise ValueError(f"cannot read site '{text}'; write it like L9.H6.z@-1, L*.resid_pre@* or L8.mlp_post#12")
-        part = match.groupdict()
-        return cls(
-            name=part["name"],
-            layer=_number(part["layer"]),
-            head=_number(part["head"]),
-            pos=_number(part["pos"]),
-            src=_number(part["src"]),
-            index=_number(part["index"]),
-            basis=part["basis"],
-        )
+        if match is None or "hook_" in text:
+            short = short_name(text)
+            hint = "write it like L9.H6.z@-1 or L8.mlp_post#12" if short == text else f"write '{short}'"
+            raise ValueError(f"cannot read site '{text}'; {hint}")
+        return cls(**match.groupdict())
 
     def __str__(self) -> str:
         parts = "" if self.layer is None else f"L{self.layer}."
@@ -111,7 +129,7 @@ class Site:
         parts += self.name
         parts += "" if self.basis is None else f"[{self.basis}]"
         if self.pos is not None or self.src is not None:
-            parts += f"@{EACH if self.pos is None else self.pos}"
+            parts += f"@{'' if self.pos is None else self.pos}"
         parts += "" if self.src is None else f"<-{self.src}"
         return parts + ("" if self.index is None else f"#{self.index}")
 
@@ -128,7 +146,7 @@ class Site:
                 raise ValueError(f"site '{self}' needs a layer: write 'L0.{self}' or 'L*.{self}'")
             return _TOP_HOOKS[self.name]
         block = f"blocks.{self.layer}"
-        if self.name in HEAD_NAMES:
+        if self.name in HEAD_NAMES - _HEAD_INPUTS:
             return f"{block}.attn.hook_{self.name}"
         if self.name in _MLP_NAMES:
             return f"{block}.mlp.hook_{_MLP_NAMES[self.name]}"
@@ -173,6 +191,22 @@ class Edge:
         return f"Edge('{self}')"
 
 
-def _number(text: str | None) -> int | str | None:
-    """`text` as an int where it is one."""
-    return int(text) if text is not None and re.fullmatch(r"-?\d+", text) else text
+def short_name(hook: str) -> str:
+    """The site text of a full hook name: `blocks.9.attn.hook_z` is `L9.z`."""
+    tops = {full: name for name, full in _TOP_HOOKS.items()}
+    block = re.fullmatch(r"blocks\.(\d+)\.(?:(\w+)\.)?hook_(\w+)", hook.strip())
+    if block is None:
+        return tops.get(hook.strip(), hook)
+    layer, module, name = block.groups()
+    if module == "mlp":
+        name = _ALIASES.get(name, f"mlp.{name}")
+    elif module is not None and not (module == "attn" and name in HEAD_NAMES):
+        name = f"{module}.{name}"
+    return f"L{layer}.{name}"
+
+
+def _number(value) -> int | str:
+    """`value` as an int where it is one, written or counted (NumPy's and torch's too)."""
+    if isinstance(value, str):
+        return int(value) if re.fullmatch(r"-?\d+", value) else value
+    return operator.index(value)

@@ -19,7 +19,7 @@ from mechkit.core.interventions import Hook, Intervention
 from mechkit.core.metrics import Metric, as_metric
 from mechkit.core.places import check_site, cut, expand, groups, places
 from mechkit.core.progress import progress
-from mechkit.core.prompts import Prompts, by_length
+from mechkit.core.prompts import Prompts, by_length, check_tokens
 from mechkit.core.site import Site
 
 
@@ -105,6 +105,7 @@ class _Run:
 
     def __init__(self, model, prompts: Prompts, wanted: Sequence[Site]) -> None:
         self.model, self.prompts, self.wanted = model, prompts, list(wanted)
+        check_tokens(model, prompts)
         self.batches = [(rows, prompts[rows]) for rows in by_length(prompts)]
         self.passes = 0
 

@@ -1,0 +1,158 @@
+"""One contract for all analyses: what every verb leaves as it was, on any model, whatever happens half-way.
+
+A verb joins by one line in `VERBS`: a function of the model and the inputs that returns its numbers and their unit.
+"""
+
+from copy import deepcopy
+
+import pytest
+import torch
+
+import mechkit as mk
+
+TOKENS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+
+
+def sweep(model, prompts):
+    runs = [[mk.Noise("embed@1", 1.0), mk.Zero("L1.H0.z@-1")], [mk.ProjectOut("L1.resid_pre", torch.ones(1, 16))]]
+    found = mk.sweep(model, prompts, runs, mk.logit_diff, read="L1.resid_pre@-1")
+    return torch.cat([found.scores.flatten(), *[values.flatten() for values in found.read.values()]]), found.unit
+
+
+def activations(model, prompts):
+    found = mk.activations(model, prompts, "L*.H*.z@*")
+    return torch.cat([values.flatten() for values in found.values()]), "activation"
+
+
+def likeliest(model, prompts):
+    from mechkit.core.prompts import likeliest
+
+    return likeliest(model, prompts), "token id"
+
+
+def trace(model, prompts):
+    graph = mk.trace(model, prompts[0])
+    return torch.as_tensor(graph.matrix()).flatten(), "pre-activation"
+
+
+VERBS = {"sweep": sweep, "activations": activations, "likeliest": likeliest, "trace": trace}
+
+ERRORS = {"an error": ValueError("half-way"), "Ctrl-C": KeyboardInterrupt()}
+
+
+@pytest.fixture
+def model(build):
+    """A model a user has already worked with: training, part frozen, gradients, hooks of both kinds, a flag set."""
+    model = deepcopy(build(use_hook_mlp_in=True)).train()
+    model.embed.W_E.requires_grad_(False)
+    model(TOKENS).sum().backward()
+    model.fired = []
+    model.add_hook("blocks.0.hook_resid_mid", lambda x, hook: model.fired.append("permanent"), is_permanent=True)
+    model.add_hook("blocks.1.hook_resid_pre", lambda x, hook: model.fired.append("ordinary"))
+    return model
+
+
+@pytest.fixture
+def prompts():
+    return mk.Prompts.from_tokens(TOKENS, [7, 8], [9, 10], spans={"s": [(0, 2), (1, 3)]})
+
+
+def state(model, prompts):
+    """Everything a verb must leave as it was."""
+    return {
+        "weights": {name: value.clone() for name, value in model.state_dict().items()},
+        "grads": {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()},
+        "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
+        "config": deepcopy(model.cfg.to_dict()),
+        "training": {name: module.training for name, module in model.named_modules()},
+        "hooks": {
+            name: [list(point._forward_hooks), list(point._backward_hooks), len(point.fwd_hooks), len(point.bwd_hooks)]
+            for name, point in model.hook_dict.items()
+        },
+        "modules": [name for name, _ in model.named_modules()],
+        "grad mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        "rng": torch.get_rng_state(),
+        "inputs": [prompts.tokens.clone(), prompts.mask.clone(), prompts.answers.clone(), prompts.wrong.clone()],
+        "spans": dict(prompts.spans),
+    }
+
+
+def assert_same(before, after):
+    assert before.keys() == after.keys()
+    for part in before:
+        torch.testing.assert_close(after[part], before[part], rtol=0, atol=0, equal_nan=True) if _has_tensors(
+            before[part]
+        ) else _assert_equal(part, before[part], after[part])
+
+
+def _has_tensors(value):
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    values = list(values)
+    return bool(values) and all(isinstance(one, torch.Tensor) for one in values)
+
+
+def _assert_equal(part, before, after):
+    if part == "grads":
+        assert before.keys() == after.keys()
+        for name in before:
+            assert (before[name] is None) == (after[name] is None), name
+            assert before[name] is None or torch.equal(before[name], after[name]), name
+    else:
+        assert before == after, part
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_leaves_everything_as_it_was(verb, model, prompts):
+    before = state(model, prompts)
+    VERBS[verb](model, prompts)
+    assert_same(before, state(model, prompts))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("verb", VERBS)
+def test_grad_mode_is_as_it_was(verb, model, prompts, grad):
+    with torch.set_grad_enabled(grad):
+        VERBS[verb](model, prompts)
+        assert torch.is_grad_enabled() is grad
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_that_is_cut_short_leaves_everything_as_it_was(verb, error, model, prompts):
+    def fail(x, hook):
+        raise ERRORS[error]
+
+    model.add_hook("blocks.1.attn.hook_z", fail)
+    before = state(model, prompts)
+    with pytest.raises(type(ERRORS[error])):
+        VERBS[verb](model, prompts)
+    assert_same(before, state(model, prompts))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_users_own_hooks_stay_and_fire_in_every_pass(verb, model, prompts):
+    model.fired.clear()
+    VERBS[verb](model, prompts)
+    assert model.fired
+    assert model.fired.count("permanent") == model.fired.count("ordinary")
+    model.fired.clear()
+    model(TOKENS)
+    assert model.fired == ["permanent", "ordinary"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_users_hook_that_edits_is_part_of_the_model(verb, model, prompts):
+    plain, _ = VERBS[verb](model, prompts)
+    model.add_hook("blocks.0.hook_resid_pre", lambda x, hook: x.roll(1, -1), is_permanent=True)
+    hooked, _ = VERBS[verb](model, prompts)
+    assert plain.shape != hooked.shape or not torch.equal(plain, hooked)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_same_call_twice_gives_the_same_finite_numbers_with_a_unit(verb, model, prompts):
+    first, unit = VERBS[verb](model, prompts)
+    torch.manual_seed(123)
+    second, _ = VERBS[verb](model, prompts)
+    assert torch.equal(first, second)
+    assert first.isfinite().all()
+    assert unit
