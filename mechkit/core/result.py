@@ -222,7 +222,7 @@ class Result:
         from safetensors.torch import load
 
         try:
-            table = pq.read_table(path, partitioning=None)
+            table = pq.ParquetFile(path).read()
         except pa.ArrowInvalid as error:
             raise ValueError(f"'{path}' is not a saved Result: {error}") from error
         if b"mechkit" not in (table.schema.metadata or {}):

@@ -7,7 +7,7 @@ This is the plain form, one hooked forward pass per run and prompt length: the d
 engine must equal.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -74,7 +74,7 @@ def sweep(
     model,
     prompts: Prompts,
     runs: Sequence[Sequence[Intervention]],
-    metric: "Metric | object",
+    metric: "Metric | Callable",
     *,
     base: Sequence[Intervention] = (),
     read: "str | Site | Iterable[str | Site]" = (),
