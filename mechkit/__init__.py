@@ -9,6 +9,7 @@ Names are loaded when first used: `import mechkit` imports neither torch nor tra
 """
 
 from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -29,7 +30,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names} | {"tas
 __all__ = ["__version__", *sorted(_HOME)]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"mechkit has no '{name}'; it has {', '.join(sorted(_HOME))}")
     module = import_module(_HOME[name])

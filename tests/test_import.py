@@ -31,11 +31,7 @@ def test_help_imports_neither_torch_nor_transformer_lens():
     assert "Usage" in python(code + f"try: main()\nexcept SystemExit as done: assert not done.code, done.code\n{HEAVY}")
 
 
-NAMES = [name for name in sorted(mk.__all__) if name != "tasks"]
-LATER = pytest.param("tasks", marks=pytest.mark.xfail(strict=True, reason="mechkit.zoo.tasks is not written yet"))
-
-
-@pytest.mark.parametrize("name", [*NAMES, LATER])
+@pytest.mark.parametrize("name", sorted(mk.__all__))
 def test_every_public_name_resolves(name):
     assert getattr(mk, name) is not None
     assert name in dir(mk)

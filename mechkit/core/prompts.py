@@ -10,6 +10,7 @@ answer and named spans. A `Pair` is a clean and a corrupt batch that match promp
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -274,7 +275,7 @@ def _answer_ids(given, n_prompts: int, device) -> Int[Tensor, "prompt answer"] |
     if given is None:
         return None
     given = given.tolist() if hasattr(given, "tolist") else given
-    rows = [given] if isinstance(given, int) else list(given)
+    rows: list[Any] = [given] if isinstance(given, int) else list(given)
     rows = [row.tolist() if hasattr(row, "tolist") else row for row in rows]
     rows = [[row] if isinstance(row, int) else list(row) for row in rows]
     if len(rows) != n_prompts:

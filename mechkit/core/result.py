@@ -13,6 +13,7 @@ from hashlib import sha256
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -54,8 +55,9 @@ class Grid:
         """A plotly heatmap, its colours centred on 0."""
         from mechkit.viz.result_figure import result_figure
 
-        table = self.frame().stack().reset_index(name="score")
-        return result_figure(table[list(self.names)], table["score"].to_numpy(), self.unit, title)
+        rows = pd.MultiIndex.from_product([self.rows, self.columns], names=self.names).to_frame(index=False)
+        there = ~np.isnan(self.values.ravel())
+        return result_figure(rows.loc[there].reset_index(drop=True), self.values.ravel()[there], self.unit, title)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.array(self.values, dtype=dtype)
@@ -248,9 +250,9 @@ class Result:
         table.add_column(Text(self.unit), justify="right")
         for label, score in zip(self._take(range(min(len(self), _SHOWN))).labels, self._means().tolist(), strict=False):
             table.add_row(Text(label), f"{score:+.4g}")
-        console = Console(file=io.StringIO(), width=100, force_terminal=False)
-        console.print(table)
-        text = "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+        drawn = io.StringIO()
+        Console(file=drawn, width=100, force_terminal=False).print(table)
+        text = "\n".join(line.rstrip() for line in drawn.getvalue().splitlines())
         return text + self._footer()
 
     def _footer(self) -> str:
@@ -309,7 +311,7 @@ def _sites(rows: pd.DataFrame) -> list[Site]:
     ]
 
 
-def _plain(value):
+def _plain(value) -> Any:
     """Integers as Python's own, and numeric text (Parquet keeps mixed columns as text) as integers."""
     if isinstance(value, str):
         return int(value) if value.removeprefix("-").isdigit() else value

@@ -81,6 +81,19 @@ class Attribution:
             for i, node in enumerate(self.sources)
         }
 
+    @cached_property
+    def written(self) -> dict[tuple[int, int], tuple[slice, Float[Tensor, "feature d_model"]]]:
+        """What the active features of a layer and position write, with their columns, which are neighbours."""
+        places: dict[tuple[int, int], list[int]] = {}
+        for i, node in enumerate(self.features):
+            places.setdefault((node.layer, node.pos or 0), []).append(i)
+        found = {}
+        for (layer, pos), columns in places.items():
+            active = [self.features[i].index for i in columns]
+            values = self.activations[layer][pos, active, None] * self.bases[layer].W_dec[active]
+            found[layer, pos] = slice(columns[0], columns[-1] + 1), values
+        return found
+
     @property
     def mlp_positions(self) -> range:
         """Positions whose MLP outputs are explained by features: all but a BOS."""

@@ -140,10 +140,10 @@ def _score(name: str, value: float | None) -> dict:
 
 
 def _operands(graph: AttributionGraph) -> dict | None:
-    if not graph.plots:
+    operands = OperandGrid.operands_of(graph.meta["prompt"])
+    if operands is None or not graph.plots:
         return None
-    grid = OperandGrid.operands_of(graph.meta["prompt"])
-    return {"names": ["a", "b"], "values": list(grid), "size": len(next(iter(graph.plots.values())))}
+    return {"names": ["a", "b"], "values": list(operands), "size": len(next(iter(graph.plots.values())))}
 
 
 def _page_node(graph: AttributionGraph, node: Node, checks: dict) -> dict:

@@ -7,6 +7,7 @@ through normalisations and attention.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,7 +25,7 @@ Directions = Float[Tensor, "stream target pos d_model"]
 class FrozenModel:
     """One prompt's attention patterns, scales and MLP inputs and outputs, and the linear maps they fix."""
 
-    model: object
+    model: Any
     """The HookedTransformer."""
     prompts: Prompts
     """The one prompt."""
@@ -83,7 +84,7 @@ class FrozenModel:
         `affine` says whether y was read, or n, which is what TransformerLens's `hook_normalized` holds.
         """
         module = _module(self.model, norm)
-        if not hasattr(module, "hook_scale"):
+        if module is None or not hasattr(module, "hook_scale"):
             return g
         g = g * module.w if affine and hasattr(module, "w") else g
         scale = self.values[f"{norm}.scale"][0, : g.shape[-2]]

@@ -102,7 +102,7 @@ class _Walk:
 
     def words(self, chain: Chain, roots: dict[str, float]) -> str:
         named = [root for root in roots if roots[root] >= _SHOWN_ROOT * sum(roots.values())]
-        carried = sum(self.steps[(*chain, root)] for root in roots)
+        carried = torch.stack([self.steps[(*chain, root)] for root in roots]).sum(0)
         text = ", ".join(named) + self.arrow(carried)
         for depth in range(len(chain), 0, -1):
             upper = self.position(chain[depth - 2]) if depth > 1 else self.graph.logits[0].pos

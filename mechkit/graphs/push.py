@@ -52,6 +52,11 @@ class _Descent:
         """Add to one column; the streams are those of `values`, the first ones."""
         self.out[: values.shape[0], :, self.graph.column[column]] += values
 
+    def collect_places(self, first: tuple, g: Tensor, written: Float[Tensor, "pos d_model"]) -> None:
+        """Add to the columns of successive positions, from the column `first` on, what is written at each."""
+        start = self.graph.column[first]
+        self.out[:, :, start : start + g.shape[2]] += torch.einsum("stpd,pd->stp", g, written)
+
     # --- what targets read
 
     def read_logits(self) -> None:
@@ -84,22 +89,19 @@ class _Descent:
         basis, first = self.graph.bases[layer], self.graph.mlp_positions.start
         self.meet_features(layer)
         if self.width > first:
-            errors = torch.einsum("stpd,pd->stp", self.g[:, :, first:], self.graph.errors[layer][first : self.width])
-            for pos in range(first, self.width):
-                self.collect(("error", layer, pos, None), errors[:, :, pos - first])
-            self.collect(("b_dec", layer), self.g[:, :, first:].sum(2) @ basis.b_dec)
+            above = self.g[:, :, first:]
+            self.collect_places(("error", layer, first, None), above, self.graph.errors[layer][first : self.width])
+            self.collect(("b_dec", layer), above.sum(2) @ basis.b_dec)
         if self.graph.bos:
             self.collect(("bos", layer, 0, None), self.g[:, :, 0] @ self.frozen.mlp_out(layer)[0])
         if basis.W_skip is not None:
             self.pass_skip(basis, first)
 
     def meet_features(self, layer: int) -> None:
-        basis, acts = self.graph.bases[layer], self.graph.activations[layer]
         for pos in range(self.graph.mlp_positions.start, self.width):
-            active = acts[pos].nonzero()[:, 0]
-            written = acts[pos, active, None] * basis.W_dec[active]
-            columns = [self.graph.column["feature", layer, pos, i] for i in active.tolist()]
-            self.out[:, :, columns] += self.g[:, :, pos] @ written.T
+            if (layer, pos) in self.graph.written:
+                columns, written = self.graph.written[layer, pos]
+                self.out[:, :, columns] += self.g[:, :, pos] @ written.T
 
     def pass_skip(self, basis, first: int) -> None:
         skip = self.g @ basis.W_skip
@@ -128,11 +130,7 @@ class _Descent:
             self.out[streams, :, self.graph.column[norm.split(".")[-1] + ".b", layer]] += g.sum(2) @ bias
 
     def meet_embeddings(self) -> None:
-        values, ids = self.frozen.values, self.frozen.prompts.tokens[0].tolist()
-        written = [("token", "embed", ids)]
+        values, first = self.frozen.values, int(self.frozen.prompts.tokens[0, 0])
+        self.collect_places(("token", EMBEDDING_LAYER, 0, first), self.g, values["embed"][0][: self.width])
         if adds_positions(self.frozen.model.cfg):
-            written.append(("position", "pos_embed", list(range(len(ids)))))
-        for kind, site, index in written:
-            parts = torch.einsum("stpd,pd->stp", self.g, values[site][0][: self.width])
-            for pos in range(self.width):
-                self.collect((kind, EMBEDDING_LAYER, pos, index[pos]), parts[:, :, pos])
+            self.collect_places(("position", EMBEDDING_LAYER, 0, 0), self.g, values["pos_embed"][0][: self.width])

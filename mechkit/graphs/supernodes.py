@@ -72,13 +72,13 @@ def check_supernodes(graph) -> list[SupernodeCheck]:
     rows = []
     for i, (name, nodes) in enumerate(groups.items(), 1):
         columns = [graph.column_of(node) for node in nodes]
-        changes = [float(values[i] - values[0]) for values in measured[:2]]
+        held_change, change = (float(values[i] - values[0]) for values in measured[:2])
         answer = token_text(frozen.model, int(measured[2][i]))
         influence = float(graph.weighted.influence[columns].sum())
         strongest = max(nodes, key=lambda node: float(graph.weighted.influence[graph.column_of(node)]))
         meaning = graph.meanings.get(strongest.id)
         label, predicted = "" if meaning is None else meaning.label, -float(effects[columns].sum())
-        rows.append(SupernodeCheck(name, len(nodes), label, influence, predicted, *changes, answer))
+        rows.append(SupernodeCheck(name, len(nodes), label, influence, predicted, held_change, change, answer))
     return sorted(rows, key=lambda row: -row.influence)
 
 

@@ -76,19 +76,23 @@ def as_prompts(model, prompt) -> Prompts:
     return made.to(model.W_E.device)
 
 
-def _bases(model, dictionaries: Sequence | None) -> Sequence:
+def _bases(model, given: Sequence | None) -> Sequence:
     if model.cfg.attn_only:
         return []
-    if dictionaries is None:
-        from mechkit.dictionaries import neurons, transcoders_for
-
-        dictionaries = transcoders_for(model) or neurons(model)
-    if [basis.layer for basis in dictionaries] != list(range(model.cfg.n_layers)):
-        layers = [basis.layer for basis in dictionaries]
+    dictionaries = _own_dictionaries(model) if given is None else list(given)
+    layers = [basis.layer for basis in dictionaries]
+    if layers != list(range(model.cfg.n_layers)):
         raise ValueError(
             f"dictionaries are for layers {layers}; the model needs one for each of 0 to {model.cfg.n_layers - 1}"
         )
     return dictionaries
+
+
+def _own_dictionaries(model) -> Sequence:
+    """A bundled model's transcoders, any other model's neurons."""
+    from mechkit.dictionaries import neurons, transcoders_for
+
+    return transcoders_for(model) or neurons(model)
 
 
 def _likeliest(frozen: FrozenModel, most: int, enough: float) -> tuple[list[int], Tensor]:
