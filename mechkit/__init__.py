@@ -27,7 +27,7 @@ _HOMES = {
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names} | {"tasks": "mechkit.zoo.tasks"}
 
-__all__ = ["__version__", *sorted(_HOME)]
+__all__ = ["__version__", *sorted(_HOME)]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ Each command prints what it found, says which files it wrote, and draws a bar fo
 user can mend is one line on stderr and exit status 2. Heavy imports wait until a command needs them.
 """
 
+import gc
 import json as json_module
 import os
 import sys
@@ -87,6 +88,8 @@ def _traced(prompt: str, name: str, transcoders: str | None, device: str | None,
     from mechkit.graphs.supernodes import check_supernodes
 
     model = mk.load(name, device=device)
+    gc.freeze()  # all that was imported stays; from here on only what the work makes is collected
+    gc.enable()
     bases = None
     if transcoders is not None:
         from mechkit.dictionaries import load_transcoders

@@ -189,6 +189,5 @@ def _meaning(grouping: Grouping, means: Float[Tensor, "group"], share: float, be
 
 def _active_groups(means: Float[Tensor, "group"]) -> list[int]:
     """Groups whose mean is at least half of the largest, counted from the smallest, strongest first."""
-    height = means - means.min()
-    order = height.argsort(descending=True, stable=True)
-    return [int(i) for i in order if height[i] >= 0.5 * height.max()]
+    height, order = (means - means.min()).sort(descending=True, stable=True)
+    return order[height >= 0.5 * height[0]].tolist()

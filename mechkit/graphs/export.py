@@ -226,7 +226,7 @@ def _tables(graph: AttributionGraph) -> list[dict]:
             ]
             for check in graph.supernode_checks
         ]
-        note = f"A supernode's kept features suppressed together: change of the logit of {graph.logits[0].name}."
+        note = f"A supernode's features suppressed together: change of the logit of {graph.logits[0].name}."
         made.append({"title": "Interventions", "note": note, "columns": columns, "rows": rows})
     if graph.check is not None and graph.check.nodes:
         note = f"{len(graph.check.nodes)} kept features, suppressed one at a time. Control: edge weights permuted."

@@ -13,15 +13,18 @@ from mechkit.graphs.attribution import token_text
 from mechkit.graphs.check import answer_logit, target_slopes
 from mechkit.graphs.nodes import Node
 
+SMALLEST = 0.01
+"""Share of the answer below which a supernode is not checked."""
+
 
 @dataclass(frozen=True)
 class SupernodeCheck:
-    """What suppressing all kept features of a supernode does to the answer's logit."""
+    """What suppressing all features of a supernode does to the answer's logit."""
 
     name: str
     """The supernode."""
     n_features: int
-    """Kept features in it."""
+    """Active features in it, kept by pruning or not."""
     strongest: str
     """What its most influential feature means, where that is known."""
     influence: float
@@ -57,11 +60,12 @@ def supernode_of(graph, node: Node) -> str:
 
 @torch.no_grad()
 def check_supernodes(graph) -> list[SupernodeCheck]:
-    """Suppress each supernode's kept features together; predicted and measured, largest influence first.
+    """Suppress each supernode's features together; predicted and measured, largest influence first.
 
+    Supernodes that carry less than `SMALLEST` of the answer are left out.
     Unit: logits. Cost: three forward passes per supernode.
     """
-    groups, frozen = supernodes(graph, kept=True), graph.attribution.frozen
+    groups, frozen = _carrying(graph), graph.attribution.frozen
     effects = graph.weighted.effects(graph.weighted.n_features, target_slopes(graph))
     runs = [[], *([_suppress_all(graph, nodes)] for nodes in groups.values())]
     held = frozen.freeze(mlps=False)
@@ -80,6 +84,11 @@ def check_supernodes(graph) -> list[SupernodeCheck]:
         label, predicted = "" if meaning is None else meaning.label, -float(effects[columns].sum())
         rows.append(SupernodeCheck(name, len(nodes), label, influence, predicted, held_change, change, answer))
     return sorted(rows, key=lambda row: -row.influence)
+
+
+def _carrying(graph) -> dict[str, list[Node]]:
+    share = lambda nodes: float(graph.weighted.influence[[graph.column_of(node) for node in nodes]].sum())  # noqa: E731
+    return {name: nodes for name, nodes in supernodes(graph).items() if share(nodes) >= SMALLEST}
 
 
 likeliest_token = Metric(

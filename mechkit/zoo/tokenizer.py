@@ -85,11 +85,10 @@ class WordTokenizer(PreTrainedTokenizerFast):
         words = _words(self.backend_tokenizer, prompt)
         if not words:
             raise ValueError(f"empty prompt {prompt!r}; {self._name} knows {self._knows}")
-        known = self.backend_tokenizer.get_vocab(with_added_tokens=False)
         for word in words:
             if word == PAD:
                 raise ValueError(f"{PAD} typed out in {prompt!r}; it only fills up shorter prompts of a batch")
-            if word not in known:
+            if self.backend_tokenizer.token_to_id(word) is None:
                 raise ValueError(f"unknown token {word!r} in {prompt!r}; {self._name} knows {self._knows}")
         if limit is not None and len(words) > limit:
             raise ValueError(f"{prompt!r} has {len(words)} tokens; {self._name} reads at most {limit}")

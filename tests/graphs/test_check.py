@@ -12,8 +12,8 @@ import torch
 
 import mechkit as mk
 from mechkit.dictionaries import neurons
-from mechkit.graphs.check import check_graph, same_sign, spearman
-from mechkit.graphs.supernodes import check_supernodes
+from mechkit.graphs.check import check_graph, same_sign, spearman, target_slopes
+from mechkit.graphs.supernodes import check_supernodes, supernodes
 from mechkit.zoo.addition import unseen_sums
 from tests.conftest import tiny_model
 from tests.graphs.brute import random_transcoders
@@ -120,11 +120,24 @@ def test_a_check_changes_nothing_and_is_the_same_twice(graphs):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_supernodes_add_up_their_features_and_cover_them(graphs):
+def test_a_supernode_predicts_the_sum_of_its_features_and_is_suppressed_whole(graphs):
     graph = graphs[0]
-    checks = check_supernodes(graph)
-    assert sum(check.n_features for check in checks) == len(graph.check.nodes)
-    assert sum(check.predicted for check in checks) == pytest.approx(float(graph.check.predicted.sum()), rel=1e-4)
+    groups = supernodes(graph)
+    assert sum(map(len, groups.values())) == len(graph.attribution.features)
+    (check, *_) = check_supernodes(graph)
+    nodes = groups[check.name]
+    effects = graph.weighted.effects(graph.weighted.n_features, target_slopes(graph))
+    assert check.predicted == pytest.approx(-sum(float(effects[graph.column_of(node)]) for node in nodes), rel=1e-4)
+    model, prompts = graph.attribution.frozen.model, graph.attribution.frozen.prompts
+    written = sum(node.value * graph.attribution.bases[node.layer].W_dec[node.index] for node in nodes)
+    edit = mk.Add(f"L{nodes[0].layer}.mlp_out@{nodes[0].pos}", -written)
+    with torch.no_grad():
+        after = model.run_with_hooks(prompts.tokens, fwd_hooks=edit.hooks(model))[0, -1]
+        before = model(prompts.tokens)[0, -1]
+    answer = graph.logits[0].index
+    change = (after[answer] - after.mean()) - (before[answer] - before.mean())
+    assert check.measured == pytest.approx(float(change), abs=1e-4)  # float32
+    assert check.answer == model.tokenizer.decode([int(after.argmax())])
 
 
 def test_spearman_and_signs_on_hand_values():
