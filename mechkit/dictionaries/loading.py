@@ -4,8 +4,10 @@ A folder holds one `layer_{l}/` per layer, each with `cfg.json` and `sae_weights
 `save_model`. The metadata in `cfg.json` names the hooks and may name the model: its weight processing and the hash
 of its weights are checked against the model, since features read weights that were processed in one way only.
 
->>> load_transcoders("transcoders", model)
->>> transcoders_for(load("addition"))
+>>> first, second = transcoders_for(model)                     # those of a bundled model
+>>> again = load_transcoders(model.mechkit_origin.folder / "transcoders", model)
+>>> torch.equal(again[0].W_enc, first.W_enc)
+True
 """
 
 import json

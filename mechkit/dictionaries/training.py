@@ -8,8 +8,9 @@ Bussmann et al. 2024), so that hard rows get more features than easy ones; featu
 are set anew on rows that are rebuilt badly. The smallest kept activation, averaged over the
 last steps, becomes the threshold of the JumpReLU that the stored transcoder uses.
 
->>> batches = sample_rows(x, y, n_rows=2048, seed=0)
->>> transcoder = train_transcoder(batches, d_features=768, l0=16, n_steps=2000, seed=0)
+>>> batches = sample_rows(x, y, n_rows=64, seed=0)
+>>> train_transcoder(batches, d_features=32, l0=4, n_steps=5, seed=0).W_enc.shape
+torch.Size([128, 32])
 """
 
 from collections.abc import Iterator

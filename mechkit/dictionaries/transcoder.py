@@ -4,9 +4,9 @@ A `Transcoder` reads an MLP's input and rebuilds its output from features: `y = 
 plus `x @ W_skip.T` where it has a skip connection (SAELens's convention, `W_skip[d_out, d_in]`). `neurons` gives
 the model's own MLP neurons in the same shape, where the rebuilding is exact.
 
->>> model = load("addition")
->>> first, second = transcoders_for(model)
->>> features = first.activations(cache[first.hook_in])
+>>> first, second = transcoders
+>>> first.activations(cache[first.hook_in]).shape              # [prompt, pos, feature]
+torch.Size([50, 4, 448])
 """
 
 from collections.abc import Callable

@@ -37,7 +37,9 @@ def trace(
     do not fit the model, and for architectures that are not covered yet.
     Source: Ameisen et al. 2025 (Circuit Tracing).
 
-    >>> trace(model, "35+59=").scores
+    >>> graph = trace(model, "35+59=")
+    >>> graph.logits[0].name, round(graph.scores["completeness"], 2)
+    ('94', 0.98)
     """
     prompts = as_prompts(model, prompt)
     bases = _bases(model, dictionaries)

@@ -4,8 +4,9 @@
 mechkit needs to know: the weight processing already done, which tokenizer class reads `tokenizer.json`, and how
 the model was made. The weights have HookedTransformer's parameter names.
 
->>> save_folder(model, "mine", processing="none")
->>> load_folder("mine")
+>>> sha256 = save_folder(model, "mine", processing="folded")
+>>> torch.equal(load_folder("mine").W_E, model.W_E)
+True
 """
 
 import hashlib

@@ -4,8 +4,11 @@ The caller gives a model and a function that draws batches; `train` gives back t
 in place. The unembedding may be tied to the embedding, which a `HookedTransformer` does not do by itself: then the
 two are one matrix while training, and `model.unembed.W_U` holds its transpose at the end.
 
->>> model = new_model(seed=0, n_layers=2, d_model=128, n_ctx=5, d_vocab=208)
->>> losses = train(model, lambda generator: sample_batch(1000, generator), n_steps=1500, seed=0)
+>>> from mechkit.zoo.addition.tasks import sample_batch
+>>> model = new_model(0, device="cpu", n_layers=1, d_model=16, d_head=8, n_ctx=5, d_vocab=209, act_fn="relu")
+>>> losses = train(model, lambda generator: sample_batch(20, generator), n_steps=3, seed=0)
+>>> len(losses)
+3
 """
 
 import math

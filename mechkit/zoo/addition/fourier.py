@@ -12,7 +12,9 @@ def spectrum(embeddings: Float[Tensor, "number d_model"]) -> dict[float, float]:
     numbers 0 to 99 the periods are 100/k for k from 1 to 50. Unit: share, the sum is 1.
     Source: Kantamneni & Tegmark 2025, section 4.1.
 
-    >>> spectrum(model.W_E[:100])
+    >>> shares = spectrum(model.W_E[:100])
+    >>> round(sum(shares.values()), 3)
+    1.0
     """
     centred = embeddings.detach().double() - embeddings.detach().double().mean(0)
     power = torch.fft.rfft(centred, dim=0).abs().square().sum(1)[1:]
