@@ -33,7 +33,7 @@ def graph_json(graph: AttributionGraph) -> str:
             "metadata": _metadata(graph),
             "qParams": {"pinnedIds": [], "supernodes": _supernode_lists(graph), "linkType": "both", "clickedId": ""},
             "nodes": [_json_node(graph, node) for node in [*sources, *graph.logits]],
-            "links": [{"source": s, "target": t, "weight": weight} for s, t, weight in _edges(graph)],
+            "links": [{"source": s, "target": t, "weight": weight} for s, t, weight, _ in _edges(graph)],
             "mechkit": _rest(graph),
         },
         ensure_ascii=False,
@@ -117,7 +117,9 @@ def page_payload(graph: AttributionGraph) -> dict:
         "scores": [_score(name, value) for name, value in graph.scores.items() if _finite(value) is not None],
         "operands": _operands(graph),
         "nodes": [_page_node(graph, node, checks) for node in [*sources, *graph.logits]],
-        "edges": [{"source": s, "target": t, "weight": weight} for s, t, weight in _edges(graph)],
+        "edges": [
+            {"source": s, "target": t, "weight": weight, "influence": share} for s, t, weight, share in _edges(graph)
+        ],
         "pathways": [
             {"text": path.text, "share": path.share, "nodes": list(dict.fromkeys(node.id for node in path.nodes))}
             for path in graph.pathways()
@@ -187,13 +189,17 @@ def node_label(graph: AttributionGraph, node: Node) -> str:
     return words.get(node.kind, f"L{node.layer} feature {node.index} at {at}")
 
 
-def _edges(graph: AttributionGraph) -> list[tuple[str, str, float]]:
-    """Kept edges by node id, largest influence first."""
+def _edges(graph: AttributionGraph) -> list[tuple[str, str, float, float]]:
+    """Kept edges by node id with signed weight and share of the answer, largest share first."""
     places = graph.kept.edges.nonzero()
-    through = (graph.weighted.shares * graph.weighted.importance[:, None])[tuple(places.T)]
-    ordered = places[through.argsort(descending=True, stable=True)].tolist()
+    through, order = (graph.weighted.shares * graph.weighted.importance[:, None])[tuple(places.T)].sort(
+        descending=True, stable=True
+    )
     sources, targets, values = graph.weighted.sources, graph.weighted.targets, graph.weighted.values
-    return [(sources[s].id, targets[t].id, float(values[t, s])) for t, s in ordered]
+    return [
+        (sources[s].id, targets[t].id, float(values[t, s]), share)
+        for (t, s), share in zip(places[order].tolist(), through.tolist(), strict=True)
+    ]
 
 
 def _influence(graph: AttributionGraph, node: Node) -> float:

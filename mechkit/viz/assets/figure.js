@@ -98,12 +98,12 @@ function edgePath(edge) {
 
 // Widths go by the strongest edge drawn; the lit ones of a selection by the strongest of these.
 function drawEdges(edges, focus) {
-  const largest = (some) => some.reduce((most, edge) => Math.max(most, Math.abs(edge.weight)), 0) || 1;
+  const largest = (some) => some.reduce((most, edge) => Math.max(most, edgeSize(edge)), 0) || 1;
   const lit = edges.filter((edge) => focus?.edges.has(edge));
   const scales = {lit: largest(lit), faded: largest(edges), plain: largest(edges)};
   return edges.map((edge) => {
     const look = focus === null ? "plain" : focus.edges.has(edge) ? "lit" : "faded";
-    const width = 0.7 + 4.3 * Math.abs(edge.weight) / scales[look];
+    const width = 0.7 + 4.3 * edgeSize(edge) / scales[look];
     const isNegative = edge.weight < 0;
     return svg("path", {class: `edge ${isNegative ? "negative" : "positive"} ${look}`, d: edgePath(edge), "stroke-width": width.toFixed(2),
       "stroke-dasharray": isNegative ? `${(4 + 1.8 * width).toFixed(1)} ${(2.4 + 0.7 * width).toFixed(1)}` : null});

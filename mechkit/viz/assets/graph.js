@@ -6,10 +6,12 @@ const graph = readGraph(JSON.parse(byId("payload").textContent));
 function readGraph(payload) {
   const nodes = new Map(payload.nodes.map((node) => [node.id, {...node, label: String(node.label ?? node.id)}]));
   payload.nodes = [...nodes.values()];
-  const edges = [...payload.edges].sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight));
+  // Weights into different targets have different scales; what an edge carries of the answer is comparable.
+  const byWeight = [...payload.edges].sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight));
+  const edges = [...byWeight].sort((a, b) => edgeSize(b) - edgeSize(a));
   const inputs = new Map(payload.nodes.map((node) => [node.id, []]));
   const outputs = new Map(payload.nodes.map((node) => [node.id, []]));
-  for (const edge of edges) {
+  for (const edge of byWeight) {
     inputs.get(edge.target).push(edge);
     outputs.get(edge.source).push(edge);
   }
@@ -21,6 +23,10 @@ function readGraph(payload) {
   const nLayers = payload.n_layers || Math.max(0, ...payload.nodes.map((node) => node.layer));
   return {payload, nodes, edges, inputs, outputs, supernodes, pathways, nLayers, categories: makeCategories(payload.nodes),
     hidden: new Set(), selection: null, nShown: clamp(Math.round(edges.length * 0.08), 40, 150), layout: null, marks: new Map()};
+}
+
+function edgeSize(edge) {
+  return edge.influence ?? Math.abs(edge.weight);
 }
 
 function drawHeader() {
@@ -79,7 +85,7 @@ function drawToolbar() {
 }
 
 function drawNote(isWide) {
-  byId("figure-note").textContent = "Prompt left to right, layers bottom to top. A larger mark has a larger share of the answer; a wider edge contributes more to the node above it."
+  byId("figure-note").textContent = "Prompt left to right, layers bottom to top. A larger mark has a larger share of the answer; a wider edge carries more of it to the node above."
     + (isWide ? " The figure scrolls sideways to earlier tokens." : "");
 }
 
