@@ -7,6 +7,7 @@ user can mend is one line on stderr and exit status 2. Heavy imports wait until 
 import gc
 import json as json_module
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -76,7 +77,9 @@ def trace(
     from mechkit.report import print_trace, trace_summary
 
     if json:
-        typer.echo(json_module.dumps({**trace_summary(graph), "wrote": [str(path) for path in written]}))
+        typer.echo(
+            json_module.dumps({**trace_summary(graph), "wrote": [str(path) for path in written]}, allow_nan=False)
+        )
     else:
         print_trace(graph, written)
 
@@ -97,7 +100,7 @@ def _traced(prompt: str, name: str, transcoders: str | None, device: str | None,
         bases = load_transcoders(transcoders, model)
     graph = mk.trace(model, prompt, bases)
     inputs = add_operand_meanings(graph, prompt)
-    if inputs is not None and sums and name == "addition":
+    if inputs is not None and sums and name == "addition" and re.fullmatch(r"\d+\+\d+=", prompt):
         from mechkit.zoo.addition import unseen_sums
 
         suppress_pathways(graph, inputs, unseen_sums(), sums)

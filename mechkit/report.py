@@ -7,12 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-SCORES = {
-    "replacement": "of the influence on the answer comes from the prompt, not from transcoder errors",
-    "completeness": "of what each node receives is explained",
-    "intervention": "rank correlation of predicted with measured effects, nothing frozen",
-}
-"""What each score says."""
+from mechkit.graphs.export import SCORES, level_table
 
 
 def trace_summary(graph) -> dict:
@@ -26,7 +21,8 @@ def trace_summary(graph) -> dict:
         "heads": dict(zip(heads.labels, heads.scores[:, 0].tolist(), strict=True)),
         "pathways": [{"share": path.share, "text": path.text} for path in graph.pathways()],
         "supernodes": [vars(check) for check in graph.supernode_checks],
-        "levels": {} if graph.check is None else {"exact_error": graph.check.exact_error, "table": _levels(graph)},
+        "exact_error": None if graph.check is None else graph.check.exact_error,
+        "levels": level_table(graph),
         "findings": [vars(finding) for finding in graph.findings],
     }
 
@@ -61,14 +57,15 @@ def _console() -> Console:
 
 
 def _print_pathways(graph, console: Console) -> None:
-    heads = [
-        (site, score) for site, score in zip(graph.heads().labels, graph.heads().scores[:, 0].tolist(), strict=True)
-    ]
-    console.print("\n[bold]Pathways[/bold], by the share of the answer's influence each carries")
+    result = graph.heads()
+    heads = zip(result.labels, result.scores[:, 0].tolist(), strict=True)
+    console.print(
+        "\n[bold]Pathways[/bold], by the share of the answer's influence each carries (sizes: some argue against)"
+    )
     for path in graph.pathways():
         console.print(f"  {path.share:5.1%}  {_plain(path.text)}")
     shown = ", ".join(f"{site.removesuffix('.z')} {share:.0%}" for site, share in heads if share >= 0.02)
-    console.print(f"  heads, by the share that passes them: {shown or 'none'}")
+    console.print(f"  heads, by the share each carries last: {shown or 'none'}")
 
 
 def _print_supernodes(answer: str, checks: Sequence, console: Console) -> None:
@@ -83,6 +80,7 @@ def _print_supernodes(answer: str, checks: Sequence, console: Console) -> None:
         )
     console.print(f"\n[bold]Interventions[/bold]: supernodes suppressed, change of the logit of {_plain(answer)}")
     console.print(table)
+    console.print("  [dim]ii: attention and norms frozen. iii: nothing frozen[/dim]")
 
 
 def _print_levels(graph, console: Console) -> None:
@@ -92,24 +90,12 @@ def _print_levels(graph, console: Console) -> None:
         f"\n[bold]Is the graph true?[/bold] Each of the {len(graph.check.nodes)} kept features suppressed; "
         f"with all else frozen, equal to {graph.check.exact_error:.0e}"
     )
-    table = _table(
-        "prediction by", *(f"{level}: {what}" for level in ("ii", "iii") for what in ("Spearman", "same sign"))
-    )
-    for row in _levels(graph):
-        table.add_row(row["by"], *(f"{row[key]:.2f}" for key in ("ii", "ii_sign", "iii", "iii_sign")))
+    columns, *rows = level_table(graph)
+    table = _table(*columns)
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
-    console.print("  [dim]ii: attention and norms frozen. iii: nothing frozen. control: edge weights permuted[/dim]")
-
-
-def _levels(graph) -> list[dict]:
-    summary = graph.check.summary()
-    rows: dict[str, dict] = {}
-    for _, row in summary.iterrows():
-        level = row["level"].split(":")[0]
-        rows.setdefault(row["by"], {"by": row["by"]}).update(
-            {level: row["spearman"], f"{level}_sign": row["same sign"]}
-        )
-    return list(rows.values())
+    console.print("  [dim]control: edge weights permuted. At ii the last layer is exact: it feeds only logits[/dim]")
 
 
 def _print_findings(graph, console: Console) -> None:

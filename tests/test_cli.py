@@ -36,13 +36,13 @@ def test_trace_prints_the_answer_its_pathways_and_its_checks(traced):
 def test_trace_prints_what_suppressing_the_pathways_does(traced):
     rows = {}
     for line in traced[0].stdout.splitlines():
-        for title in ("nothing", "ones-digit features", "magnitude features"):
+        for title in ("nothing", "ones-digit features", "all features of the tens"):
             if line.strip().startswith(f"{title} "):
                 rows[title] = [float(part) for part in line.replace(title, "").split()]
-    (_, right, ones, size), digits, magnitude = (rows[title] for title in rows)
+    (_, right, ones, size), digits, tens = (rows[title] for title in rows)
     assert (right >= 198, ones <= 2, size <= 2) == (True, True, True)
     assert digits[2] > 100 > 10 > digits[3]  # the last digit goes, the size stays
-    assert magnitude[3] > 60 > 10 > magnitude[2]  # the size goes, the last digit stays
+    assert tens[3] > 100 > 10 > tens[2]  # the size goes, the last digit stays
 
 
 def test_trace_says_which_files_it_wrote(traced):
@@ -62,6 +62,13 @@ def test_json_output_is_one_object(tmp_path, capsys):
     assert sum(path["share"] for path in data["pathways"]) + 0.2 > 0.9
 
 
+def test_pathways_of_sums_are_not_tried_on_other_prompts(tmp_path, capsys):
+    assert run(["trace", "35<59=", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "Interventions" in printed
+    assert "Two pathways?" not in printed
+
+
 def test_a_prompt_that_is_no_sum_is_traced_without_operand_plots(tmp_path, capsys):
     assert run(["trace", "even 94=", "--out", str(tmp_path)]) == 0
     assert "even 94= yes" in capsys.readouterr().out
@@ -76,6 +83,7 @@ BAD = {
     "damaged weights": (["1+2=", "--model", "{damaged}"], "model.safetensors"),
     "no such folder for output": (["1+2=", "--out", "{empty}/absent"], "there is no folder"),
     "transcoders that are not there": (["1+2=", "--transcoders", "{empty}"], "layer_0"),
+    "device that is not there": (["1+2=", "--device", "banana"], "no device 'banana'"),
     "unknown option": (["1+2=", "--colour", "red"], "--colour"),
 }
 

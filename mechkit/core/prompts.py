@@ -293,6 +293,8 @@ def _answer_ids(given, n_prompts: int, device) -> Int[Tensor, "prompt answer"] |
 def _tokenize(model, text: str) -> list[int]:
     if not text:
         raise ValueError("a prompt is empty; every prompt needs at least one token")
+    if model.tokenizer is None:
+        raise ValueError(f"the model has no tokenizer to read {text[:60]!r} with; give token ids instead")
     ids = model.to_tokens(text, truncate=False)[0].tolist()
     if len(ids) > model.cfg.n_ctx:
         raise ValueError(f"prompt of {len(ids)} tokens; {_context(model)}: {text[:60]!r}")

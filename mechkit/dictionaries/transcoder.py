@@ -102,7 +102,7 @@ def neurons(model) -> list[Transcoder]:
     if odd:
         raise ValueError(
             f"'{cfg.model_name}' has no plain MLP neurons ({', '.join(odd)}); "
-            "a neuron basis needs an ungated MLP with an elementwise activation function"
+            "a neuron basis needs an ungated MLP with an elementwise activation function; give transcoders instead"
         )
     return [_neurons_of(model, layer) for layer in range(cfg.n_layers)]
 

@@ -109,13 +109,13 @@ class Attribution:
     @cached_property
     def preactivations(self) -> list[Float[Tensor, "pos feature"]]:
         """Feature pre-activations by layer, which the rows of features sum to."""
-        return [basis.preactivations(self._mlp_in(basis)) for basis in self.bases]
+        return [basis.preactivations(self.mlp_in(basis)) for basis in self.bases]
 
     @cached_property
     def errors(self) -> list[Float[Tensor, "pos d_model"]]:
         """What each layer's MLP writes beyond its dictionary's reconstruction."""
         return [
-            self.frozen.mlp_out(basis.layer) - basis.decode(acts, self._mlp_in(basis))
+            self.frozen.mlp_out(basis.layer) - basis.decode(acts, self.mlp_in(basis))
             for basis, acts in zip(self.bases, self.activations, strict=True)
         ]
 
@@ -141,7 +141,8 @@ class Attribution:
 
     # --- how the nodes are listed
 
-    def _mlp_in(self, basis) -> Float[Tensor, "pos d_model"]:
+    def mlp_in(self, basis) -> Float[Tensor, "pos d_model"]:
+        """What a dictionary reads on this prompt."""
         return self.frozen.values[mlp_input(basis)][0]
 
     def _active(self, layer: int) -> list[Node]:

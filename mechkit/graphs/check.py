@@ -22,10 +22,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechkit.core.interventions import Add
 from mechkit.core.metrics import Metric
 from mechkit.core.sweep import hooked, sweep
-from mechkit.graphs.attribution import mlp_input
+from mechkit.graphs.exact import exact_error, suppression
 from mechkit.graphs.nodes import Node
 
 N_CONTROLS = 20
@@ -54,9 +53,9 @@ class Check:
     """Level (i): largest |measured - predicted| of any target, relative to the sum of its row's sizes."""
 
     @property
-    def agreement(self) -> float:
-        """Spearman correlation of predicted and measured changes at level (iii); NaN for fewer than three features."""
-        return spearman(self.predicted, self.measured)
+    def agreement(self) -> float | None:
+        """Spearman correlation of predicted and measured changes at level (iii); None for fewer than three features."""
+        return spearman(self.predicted, self.measured) if len(self.nodes) > 2 else None
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -66,7 +65,11 @@ class Check:
         return pd.DataFrame({**rows, **{name: getattr(self, name).cpu().numpy() for name in columns}})
 
     def summary(self) -> pd.DataFrame:
-        """Spearman correlation and sign agreement of each predictor with each level, over all and by layer."""
+        """Spearman correlation and sign agreement of each predictor with each level, over all and by layer.
+
+        Features of the last layer feed only logits, so at level (ii) the graph and the direct edge are exact there.
+        Over all layers the control need not be 0: permuted weights keep each layer's share of the effect.
+        """
         layers = sorted({node.layer for node in self.nodes})
         rows = []
         for level, truth in (("ii: attention and norms frozen", self.frozen), ("iii: nothing frozen", self.measured)):
@@ -113,27 +116,6 @@ def check_graph(graph, *, seed: int = 0) -> Check:
     )
 
 
-@torch.no_grad()
-def exact_error(graph, chosen: Sequence[int]) -> float:
-    """Level (i): suppress each of the features `chosen` with all else frozen and compare every target's change with
-    its matrix column. The largest difference, relative to the sum of sizes of the target's row.
-    """
-    if not chosen:
-        return 0.0
-    engine, model = graph.attribution, graph.attribution.frozen.model
-    reads = [mlp_input(basis) for basis in engine.bases]
-    final = f"L{model.cfg.n_layers - 1}.resid_post"
-    runs = [[], *([_suppress(graph, graph.weighted.sources[i])] for i in chosen)]
-    done = sweep(
-        model, engine.frozen.prompts, runs, _no_metric, base=engine.frozen.freeze(mlps=True), read=[*reads, final]
-    )
-    values = {site.hook: value[:, 0] for site, value in done.read.items()}
-    moved = torch.stack([_read_target(graph, target, values) for target in graph.targets], 1)
-    change = moved[1:] - moved[:1]
-    sizes = graph.weighted.values.abs().sum(1)
-    return float(((change + graph.weighted.values[:, chosen].T).abs() / sizes).max())
-
-
 def spearman(a: Float[Tensor, "*draw n"], b: Float[Tensor, "n"]) -> float:
     """Spearman rank correlation, averaged over draws; NaN for fewer than three pairs."""
     if b.numel() < 3:
@@ -148,27 +130,20 @@ def same_sign(a: Float[Tensor, "*draw n"], b: Float[Tensor, "n"]) -> float:
 
 
 def answer_logit(graph) -> Metric:
-    """The answer's logit, measured as the graph's logit targets are."""
+    """The answer's logit, measured as the graph's logit targets are: before a soft-cap, from the mean if centred."""
     token, centred = graph.logits[0].index, graph.attribution.centred
+    cap = graph.attribution.frozen.soft_cap
 
     def compute(logits: Tensor, prompts) -> Tensor:
-        last = logits[:, -1]
+        last = logits[:, -1] if cap is None else cap * torch.atanh(logits[:, -1] / cap)
         return last[:, token] - last.mean(-1) if centred else last[:, token]
 
     return Metric("answer logit", "logits", "last", compute)
 
 
-_no_metric = Metric("none", "none", "last", lambda logits, prompts: logits[:, -1, 0])
-
-
-def _suppress(graph, node: Node) -> Add:
-    basis = graph.attribution.bases[node.layer]
-    return Add(f"L{node.layer}.mlp_out@{node.pos}", -node.value * basis.W_dec[node.index])
-
-
 def _measure(graph, nodes: Sequence[Node], base) -> Float[Tensor, "feature"]:
     frozen = graph.attribution.frozen
-    runs = [[], *([_suppress(graph, node)] for node in nodes)]
+    runs = [[], *([suppression(graph, node)] for node in nodes)]
     values = sweep(frozen.model, frozen.prompts, runs, answer_logit(graph), base=base).scores[:, 0]
     return values[1:] - values[0]
 
@@ -220,17 +195,3 @@ def _permuted(matrix, generator: torch.Generator) -> Tensor:
             weights = values[block]
             values[block] = weights[torch.randperm(len(weights), generator=generator)]
     return values
-
-
-def _read_target(graph, target: Node, values: dict[str, Tensor]) -> Float[Tensor, "run"]:
-    """A target's pre-activation in each run (logits from the last residual, its final norm's scale held)."""
-    engine, frozen = graph.attribution, graph.attribution.frozen
-    if target.kind == "feature":
-        basis = engine.bases[target.layer]
-        return values[basis.hook_in][:, target.pos] @ basis.W_enc[:, target.index] + basis.b_enc[target.index]
-    model = frozen.model
-    direction = model.W_U[:, target.index] - (model.W_U.mean(1) if engine.centred else 0)
-    width = torch.zeros(frozen.n_positions, len(direction))
-    width[-1] = direction
-    through = frozen.norm_back(width, "ln_final", affine=True)[-1]
-    return values[f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"][:, target.pos] @ through

@@ -8,7 +8,7 @@ Source: the taxonomy of Ameisen et al. 2025, section "Addition"; the selection r
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -40,6 +40,8 @@ class Grouping:
     """Group number of each (a, b)."""
     describe: Callable[[Sequence[int]], str]
     """The feature in words, from the groups it is most active on, strongest first."""
+    kind_of: Callable[[Sequence[int]], str] | None = None
+    """The class by those groups, where it is not always `kind`."""
 
 
 def _numbers(values: Sequence[int], modulus: int | None = None) -> str:
@@ -59,9 +61,9 @@ def _numbers(values: Sequence[int], modulus: int | None = None) -> str:
     return ", ".join(parts[:5]) + (", …" if len(parts) > 5 else "")
 
 
-def _range(bins: Sequence[int], width: int | float) -> str:
-    """Bins of ten in a period, as numbers: `0–19`."""
-    lows = _numbers(bins, 10).split(", ")
+def _range(bins: Sequence[int], width: int | float, modulus: int | None = None) -> str:
+    """Bins as the numbers in them, `0–19`; around a modulus they may run over the end."""
+    lows = _numbers(bins, modulus).split(", ")
     ends = [(run.split("–")[0], run.split("–")[-1]) for run in lows if run != "…"]
     return ", ".join(f"{round(int(first) * width)}–{round((int(last) + 1) * width) - 1}" for first, last in ends)
 
@@ -95,7 +97,8 @@ def _of_both(kind: str, name: str, part: Callable[[Tensor], Tensor], n: int, wor
 
     def describe(groups: Sequence[int]) -> str:
         firsts, seconds = {group // n for group in groups}, {group % n for group in groups}
-        return f"a {word(sorted(firsts))}, b {word(sorted(seconds))}"
+        some = "" if len(groups) == len(firsts) * len(seconds) else " (some pairs)"
+        return f"a {word(sorted(firsts))}, b {word(sorted(seconds))}{some}"
 
     return Grouping(kind, name, lambda a, b: part(a) * n + part(b), describe)
 
@@ -104,7 +107,7 @@ def _period(period: int) -> Grouping:
     """A function of where both operands are in a period, in ten steps."""
 
     def word(bins: Sequence[int]) -> str:
-        return f"mod {period} in {_range(bins, period / 10)}"
+        return f"mod {period} in {_range(bins, period / 10, 10)}"
 
     return _of_both("modular", f"both mod {period}", lambda x: x % period * 10 // period, 10, word)
 
@@ -119,15 +122,32 @@ def groupings() -> tuple[Grouping, ...]:
         _of_both(lookup, "parity of both", lambda x: x % 2, 2, lambda g: "/".join(("even", "odd")[i] for i in g)),
         _of_both(lookup, "both mod 5", lambda x: x % 5, 5, lambda g: f"mod 5 is {_numbers(g, 5)}"),
         _of_both(lookup, "last digits of both", lambda x: x % 10, 10, lambda g: f"ends in {_numbers(g, 10)}"),
-        _of_both("magnitude", "tens of both", lambda x: x // 10, 10, lambda g: f"is {_range(g, 10)}"),
-        Grouping("magnitude", "tens of the sum", lambda a, b: (a + b) // 10, _tens_of_sum),
+        replace(
+            _of_both("magnitude", "tens of both", lambda x: x // 10, 10, lambda g: f"is {_range(g, 10)}"),
+            kind_of=_tens_kind,
+        ),
+        Grouping(
+            "magnitude",
+            "tens of the sum",
+            lambda a, b: (a + b) // 10,
+            lambda g: f"sum is about {_range(g, 10)}",
+            lambda g: "magnitude" if _one_stretch(g) else "modular",
+        ),
         Grouping("sum", "sum", lambda a, b: a + b, lambda g: f"sum is {_numbers(g)}"),
     ]
     return tuple(sorted(found, key=lambda grouping: _n_groups(grouping)))
 
 
-def _tens_of_sum(tens: Sequence[int]) -> str:
-    return f"sum is about {10 * min(tens)}–{10 * max(tens) + 9}"
+def _one_stretch(numbers: Sequence[int]) -> bool:
+    """Whether the numbers follow one another without a gap."""
+    return max(numbers) - min(numbers) == len(set(numbers)) - 1
+
+
+def _tens_kind(groups: Sequence[int]) -> str:
+    """Tens of both operands are a magnitude where each is one stretch; tens that come back are periodic."""
+    return (
+        "magnitude" if _one_stretch([g // 10 for g in groups]) and _one_stretch([g % 10 for g in groups]) else "modular"
+    )
 
 
 def _n_groups(grouping: Grouping) -> int:
@@ -181,10 +201,12 @@ def _classify_varied(plots: Float[Tensor, "feature a b"]) -> list[Meaning]:
 
 
 def _meaning(grouping: Grouping, means: Float[Tensor, "group"], share: float, best: float) -> Meaning:
-    label = grouping.describe(_active_groups(means))
+    active = _active_groups(means)
+    label = grouping.describe(active)
     if best < EXPLAINED:
         return Meaning(f"mixed; nearest: {label}", "other", share, grouping.name)
-    return Meaning(label, grouping.kind, share, grouping.name)
+    kind = grouping.kind if grouping.kind_of is None else grouping.kind_of(active)
+    return Meaning(label, kind, share, grouping.name)
 
 
 def _active_groups(means: Float[Tensor, "group"]) -> list[int]:

@@ -129,16 +129,26 @@ def page_payload(graph: AttributionGraph) -> dict:
     }
 
 
-MEANINGS = {
-    "replacement": "share of the influence on the answer that comes from the prompt, not from transcoder errors",
-    "completeness": "share of each node's input that is explained, weighted by the node's influence",
-    "intervention": "rank correlation of predicted and measured effect, each kept feature suppressed in the model",
+SCORES = {
+    "replacement": "of the influence on the answer comes from the prompt, not from transcoder errors",
+    "completeness": "of what each node receives is explained, weighted by the node's influence",
+    "intervention": "rank correlation of predicted with measured effects of the kept features, nothing frozen",
 }
-"""What the scores say, in one line."""
+"""What each score says, in one line."""
+
+
+def level_table(graph: AttributionGraph) -> list[list[str]]:
+    """Agreement of predictions with measurements by level, as text: a header and one row per level and predictor."""
+    if graph.check is None or not graph.check.nodes:
+        return []
+    summary = graph.check.summary().rename(columns={"by": "prediction by", "spearman": "Spearman"})
+    summary = summary.rename(columns=lambda name: name.replace("spearman ", "Spearman "))
+    rows = [[v if isinstance(v, str) else _number(v) for v in row] for row in summary.itertuples(index=False)]
+    return [list(summary.columns), *rows]
 
 
 def _score(name: str, value: float | None) -> dict:
-    return {"name": name, "value": value, "meaning": MEANINGS[name]}
+    return {"name": name, "value": value, "meaning": SCORES[name]}
 
 
 def _operands(graph: AttributionGraph) -> dict | None:
@@ -234,11 +244,12 @@ def _tables(graph: AttributionGraph) -> list[dict]:
         ]
         note = f"A supernode's features suppressed together: change of the logit of {graph.logits[0].name}."
         made.append({"title": "Interventions", "note": note, "columns": columns, "rows": rows})
-    if graph.check is not None and graph.check.nodes:
-        note = f"{len(graph.check.nodes)} kept features, suppressed one at a time. Control: edge weights permuted."
-        summary = graph.check.summary()
-        rows = [[v if isinstance(v, str) else _number(v) for v in row] for row in summary.itertuples(index=False)]
-        made.append({"title": "Is the graph true?", "note": note, "columns": list(summary.columns), "rows": rows})
+    if levels := level_table(graph):
+        note = (
+            f"{len(graph.check.nodes)} kept features, suppressed one at a time. Control: edge weights permuted. At "
+            "level ii the last layer is exact: it feeds only logits."
+        )
+        made.append({"title": "Is the graph true?", "note": note, "columns": levels[0], "rows": levels[1:]})
     if graph.findings:
         note = f"Whole classes of features suppressed on {graph.findings[0].n_sums} sums that the model never saw."
         columns = ["suppress", "features per sum", "right", "last digit changed", "size changed"]
@@ -252,7 +263,7 @@ def _signed(value: float) -> str:
 
 
 def _number(value: float) -> str:
-    return "–" if not np.isfinite(value) else f"{value:.2f}"
+    return "–" if not np.isfinite(value) else f"{value:.2f}".replace("-", "−")
 
 
 def _finite(value: float | None) -> float | None:

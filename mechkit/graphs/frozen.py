@@ -66,8 +66,14 @@ class FrozenModel:
     @property
     def capped_logits(self) -> Float[Tensor, "vocab"]:
         """Logits as the model gives them, after its soft-cap if it has one."""
-        cap = getattr(self.model.cfg, "output_logits_soft_cap", -1.0)
-        return self.logits if cap is None or cap <= 0 else cap * torch.tanh(self.logits / cap)
+        cap = self.soft_cap
+        return self.logits if cap is None else cap * torch.tanh(self.logits / cap)
+
+    @property
+    def soft_cap(self) -> float | None:
+        """The bound that logits are squeezed under by tanh; None where there is none."""
+        cap = getattr(self.model.cfg, "output_logits_soft_cap", None)
+        return cap if cap is not None and cap > 0 else None
 
     def pattern(self, layer: int) -> Float[Tensor, "head dest src"]:
         """Attention probabilities of one layer."""

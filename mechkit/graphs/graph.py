@@ -127,9 +127,12 @@ class AttributionGraph:
     def scores(self) -> dict[str, float | None]:
         """Replacement and completeness, and the agreement of predicted with measured interventions.
 
-        Agreement is the Spearman correlation over kept features with nothing frozen; None before a check.
+        Agreement is the Spearman correlation over kept features with nothing frozen; None before a check. The first
+        two are None on a model's own neurons, which leave nothing out.
         """
-        return {**self.weighted.scores(), "intervention": None if self.check is None else self.check.agreement}
+        of_neurons = all(basis.name == "neurons" for basis in self.attribution.bases)
+        made = {"replacement": None, "completeness": None} if of_neurons else self.weighted.scores()
+        return {**made, "intervention": None if self.check is None else self.check.agreement}
 
     def influences(self) -> Result:
         """Share of the answer through each source over all paths, from 0 to 1."""
@@ -149,8 +152,14 @@ class AttributionGraph:
 
         return pathways(self)[:n]
 
+    @cached_property
+    def head_shares(self) -> Float[Tensor, "stream target source"]:
+        """Share of each edge that each head carries as the last one before the target; the first stream is no head."""
+        size = self.head_loadings(self.targets).abs()
+        return size / size.sum(0).clamp_min(torch.finfo(size.dtype).tiny)
+
     def heads(self) -> Result:
-        """Share of the answer's influence that passes each head, `L0.H1.z`; a path may pass several."""
+        """Share of the answer's influence that each head, `L0.H1.z`, is the last to carry to a node."""
         from mechkit.core.site import Site
         from mechkit.graphs.pathways import heads
 

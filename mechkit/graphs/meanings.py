@@ -11,21 +11,19 @@ from mechkit.graphs.graph import AttributionGraph
 from mechkit.graphs.operands import Inputs, OperandGrid, operand_inputs, operand_plots
 from mechkit.graphs.suppression import feature_meanings, suppress_classes
 
-_MAGNITUDE = ("tens of both", "tens of the sum", "tens of a", "tens of b")
+_PERIODIC = tuple(f"both mod {period}" for period in PERIODS)
+_TENS = ("tens of both", "tens of the sum", "tens of a", "tens of b")
+_ONES = (
+    *("last digits of both", "both mod 5", "parity of both", "last digit of a", "last digit of b"),
+    *(f"sum mod {modulus}" for modulus in (2, 5, 10)),
+)
 
 PATHWAYS = {
-    "ones-digit features": (
-        "last digits of both",
-        "both mod 5",
-        "parity of both",
-        *(f"sum mod {modulus}" for modulus in (2, 5, 10)),
-        *(f"last digit of {operand}" for operand in "ab"),
-    ),
-    "magnitude features": _MAGNITUDE,
-    "magnitude and periods between": (*_MAGNITUDE, *(f"both mod {period}" for period in PERIODS)),
+    "ones-digit features": lambda meaning: meaning.group != "other" and meaning.of in _ONES,
+    "magnitude features": lambda meaning: meaning.group == "magnitude",
+    "all features of the tens": lambda meaning: meaning.group != "other" and meaning.of in (*_TENS, *_PERIODIC),
 }
-"""Features that know only the last digits, only the size, or the size and what repeats every 12 to 50; by what they
-are a function of."""
+"""Features that know only the last digits; that know a size; that know the tens, as a size or as what comes back."""
 
 
 def add_operand_meanings(graph: AttributionGraph, text: str) -> Inputs | None:

@@ -1,8 +1,8 @@
 """Pathways: what carries the answer, from the prompt's tokens to the logit, in words.
 
 Nodes that share layer, position and class are one supernode. A pathway is a chain of supernodes; its share is the
-influence that flows along it, over all its nodes. Shares are sizes, not signs: a path that argues against the
-answer counts as well. All pathways together, with what is left over, sum to 1.
+influence on the answer's logit that flows along it, over all its nodes, pruned or not. Shares are sizes, not signs: a
+path that argues against the answer counts as well. All pathways together, with what is left over, sum to 1.
 """
 
 from collections import defaultdict
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechkit.graphs.nodes import Node
-from mechkit.graphs.supernodes import supernode_of
+from mechkit.graphs.supernodes import place_name, supernode_of
 
 SMALLEST = 0.002
 """Share below which a chain is not followed further."""
@@ -59,12 +59,12 @@ class _Walk:
         for i, node in enumerate(self.matrix.sources):
             if node.kind != "bias":
                 self.members[supernode_of(graph, node)].append(i)
-        self.streams = head_shares(graph)
+        self.streams = graph.head_shares
         self.roots: dict[Chain, dict[str, float]] = defaultdict(dict)
         self.steps: dict[Chain, Tensor] = {}
 
     def run(self) -> list[Pathway]:
-        self.follow((), self.matrix.weights)
+        self.follow((), answer_alone(self.graph))
         return sorted((self.pathway(chain) for chain in self.roots), key=lambda pathway: -pathway.share)
 
     def follow(self, chain: Chain, mass: Float[Tensor, "target"]) -> None:
@@ -105,13 +105,8 @@ class _Walk:
         carried = torch.stack([self.steps[(*chain, root)] for root in roots]).sum(0)
         text = ", ".join(named) + self.arrow(carried)
         for depth in range(len(chain), 0, -1):
-            upper = self.position(chain[depth - 2]) if depth > 1 else self.graph.logits[0].pos
-            moved = self.position(chain[depth - 1]) != upper
-            text += self.group_words(chain[depth - 1]) + (self.arrow(self.steps[chain[:depth]]) if moved else " → ")
+            text += self.group_words(chain[depth - 1]) + self.arrow(self.steps[chain[:depth]])
         return text + self.graph.logits[0].name
-
-    def position(self, group: str) -> int | None:
-        return self.matrix.sources[self.members[group][0]].pos
 
     def arrow(self, step: Float[Tensor, "stream"]) -> str:
         """The heads that carry a step, last before its end, or a plain arrow where none does."""
@@ -126,23 +121,29 @@ class _Walk:
         node = self.matrix.sources[self.members[group][0]]
         meaning, n = self.graph.meanings.get(node.id), len(self.members[group])
         kind = "" if meaning is None else f"{meaning.group} "
-        where = "" if node.pos == self.graph.logits[0].pos else f" at {self.graph.meta['tokens'][node.pos or 0]}"
-        return f"{n} {kind}feature{'s' * (n > 1)} of L{node.layer}{where}"
+        where = "" if node.pos == self.graph.logits[0].pos else f" at {place_name(self.graph, node.pos or 0)}"
+        kept = len(self.kept(group))
+        drawn = "" if kept == n else f" ({kept or 'none'} drawn)"
+        return f"{n} {kind}feature{'s' * (n > 1)} of L{node.layer}{where}{drawn}"
 
 
-def head_shares(graph) -> Float[Tensor, "stream target source"]:
-    """Share of each edge that each head carries as the last one before the target; the first stream is no head."""
-    size = graph.head_loadings(graph.targets).abs()
-    return size / size.sum(0).clamp_min(torch.finfo(size.dtype).tiny)
+def answer_alone(graph) -> Float[Tensor, "target"]:
+    """Influence that starts at the answer's logit and no other."""
+    start = torch.zeros_like(graph.weighted.weights)
+    start[graph.weighted.n_features] = 1
+    return start
 
 
 def heads(graph) -> dict[str, float]:
-    """Share of the answer's influence that passes each head, by the head's site, largest first.
+    """Share of the answer's influence that each head is the last to carry to a feature or the answer, by its site.
 
-    A path passes several heads, so shares need not sum to 1.
+    Every step from one node to the next has at most one such head; a path has several steps, so shares need not sum
+    to 1. Largest first.
     """
-    through = graph.weighted.shares * graph.weighted.importance[:, None]
-    carried = torch.einsum("sto,to->s", head_shares(graph), through)[1:]
+    matrix, start = graph.weighted, answer_alone(graph)
+    arriving = start.clone()
+    arriving[: matrix.n_features] += matrix.descend(matrix.shares, start)[: matrix.n_features]
+    carried = torch.einsum("sto,to->s", graph.head_shares, matrix.shares * arriving[:, None])[1:]
     n_heads = graph.attribution.frozen.model.cfg.n_heads
     named = {f"L{i // n_heads}.H{i % n_heads}.z": float(value) for i, value in enumerate(carried)}
     return dict(sorted(named.items(), key=lambda item: -item[1]))

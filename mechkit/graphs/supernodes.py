@@ -51,11 +51,19 @@ def supernodes(graph, *, kept: bool = False) -> dict[str, list[Node]]:
 
 def supernode_of(graph, node: Node) -> str:
     """The supernode of a feature; other nodes stand for themselves, or for all of their kind."""
-    token = graph.meta["tokens"][node.pos or 0]
     if node.kind == "feature":
         meaning = graph.meanings.get(node.id)
-        return f"L{node.layer} {'features' if meaning is None else meaning.group} at {token}"
-    return {"token": token, "position": "positions", "bos": "start token"}.get(node.kind, "errors")
+        group = "features" if meaning is None else meaning.group
+        return f"L{node.layer} {group} at {place_name(graph, node.pos or 0)}"
+    return {"token": place_name(graph, node.pos or 0), "position": "positions", "bos": "start token"}.get(
+        node.kind, "errors"
+    )
+
+
+def place_name(graph, pos: int) -> str:
+    """The token at a position, with the position where the prompt has that token more than once."""
+    tokens = graph.meta["tokens"]
+    return tokens[pos] if list(tokens).count(tokens[pos]) == 1 else f"{tokens[pos]} ({pos})"
 
 
 @torch.no_grad()

@@ -1,10 +1,10 @@
 """Whole classes of features suppressed on many sums: which digits does the answer lose?
 
-For every sum, the features of the chosen classes at the last position are taken out of every MLP's output, and the
-model answers again. Beside each class stands a control: as many other active features, chosen at random.
+For every sum, the chosen features at the last position are taken out of every MLP's output, and the model answers
+again. Beside each choice stands a control: as many of all active features, drawn at random, averaged over draws.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,8 +25,11 @@ NEAR = 5
 """An answer off by more has lost its size."""
 
 
-CONTROL = "as many others (control)"
+CONTROL = "as many at random (control)"
 """Title of the control that follows each set of features."""
+
+N_DRAWS = 5
+"""Random draws that a control averages over."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +42,16 @@ class Finding:
     """Sums asked."""
     n_features: float
     """Features suppressed per sum, on average."""
-    right: int
-    """Answers that are still right."""
-    ones_changed: int
+    right: float
+    """Answers that are still right, mean over draws."""
+    ones_changed: float
     """Answers whose last digit is wrong (or that are no number)."""
-    size_changed: int
+    size_changed: float
     """Answers off by more than `NEAR` (or that are no number)."""
 
     def row(self) -> list[str]:
         """What happened, as text: title, features per sum, right, last digit changed, size changed."""
-        counts = map(str, (self.right, self.ones_changed, self.size_changed))
+        counts = (f"{count:.0f}" for count in (self.right, self.ones_changed, self.size_changed))
         return [self.title, f"{self.n_features:.1f}", *counts]
 
 
@@ -71,48 +74,47 @@ def suppress_classes(
     bases: Sequence,
     meanings: Sequence[Sequence[Meaning]],
     sums: Sequence[tuple[int, int]],
-    classes: Mapping[str, Sequence[str]],
+    choices: Mapping[str, Callable[[Meaning], bool]],
     *,
     template: str = "{a}+{b}=",
     seed: int = 0,
 ) -> list[Finding]:
-    """How the model answers `sums` as it is, with each set of feature classes suppressed, and with its control.
+    """How the model answers `sums` as it is, with each choice of features suppressed, and with its control.
 
-    `classes` names sets of features by what they are a function of (`{"magnitude": ["tens of both"]}`).
-    Cost: two batched forward passes, and two more per set.
+    `choices` says by title which features, by their `meanings`, are suppressed.
+    Unit: sums. Cost: two batched forward passes, and `1 + N_DRAWS` more per choice.
     """
     prompts = Prompts.from_text(model, [template.format(a=a, b=b) for a, b in sums])
     inputs = activations(model, prompts, [f"{mlp_input(basis)}@-1" for basis in bases])
     acts = [basis.activations(inputs[f"{mlp_input(basis)}@-1"]) for basis in bases]
-    generator = torch.Generator().manual_seed(seed)
-    chosen: list[tuple[str, list[Tensor]]] = [("nothing", [torch.zeros_like(a, dtype=torch.bool) for a in acts])]
-    for title, groups in classes.items():
-        masks = [_of_classes(a, of_layer, groups) for a, of_layer in zip(acts, meanings, strict=True)]
-        others = [_random_others(a, mask, generator) for a, mask in zip(acts, masks, strict=True)]
-        chosen += [(title, masks), (CONTROL, others)]
-    runs = [_edits(bases, acts, masks) for _, masks in chosen]
-    tokens = sweep(model, prompts, runs, likeliest_token).scores
-    truth = torch.tensor([a + b for a, b in sums])
-    return [
-        _finding(title, masks, _as_numbers(model, answers), truth)
-        for (title, masks), answers in zip(chosen, tokens, strict=True)
-    ]
+    generator, truth = torch.Generator().manual_seed(seed), torch.tensor([a + b for a, b in sums])
+
+    def ask(title: str, draws: Sequence[Sequence[Tensor]]) -> Finding:
+        tokens = sweep(model, prompts, [_edits(bases, acts, masks) for masks in draws], likeliest_token).scores
+        answers = torch.stack([_as_numbers(model, one) for one in tokens])
+        return _finding(title, draws, answers, truth)
+
+    findings = [ask("nothing", [[torch.zeros_like(a, dtype=torch.bool) for a in acts]])]
+    for title, choice in choices.items():
+        masks = [_chosen(a, of_layer, choice) for a, of_layer in zip(acts, meanings, strict=True)]
+        drawn = [[_at_random(a, mask, generator) for a, mask in zip(acts, masks, strict=True)] for _ in range(N_DRAWS)]
+        findings += [ask(title, [masks]), ask(CONTROL, drawn)]
+    return findings
 
 
-def _of_classes(acts: Float[Tensor, "sum feature"], meanings: Sequence[Meaning], groups: Sequence[str]):
-    """The active features that are a function of one of `groups`."""
-    wanted = torch.tensor([meaning.of in groups for meaning in meanings], device=acts.device)
-    return (acts != 0) & wanted
+def _chosen(
+    acts: Float[Tensor, "sum feature"], meanings: Sequence[Meaning], choice: Callable[[Meaning], bool]
+) -> Bool[Tensor, "sum feature"]:
+    """The active features whose meaning is chosen."""
+    return (acts != 0) & torch.tensor([choice(meaning) for meaning in meanings], device=acts.device)
 
 
-def _random_others(
+def _at_random(
     acts: Float[Tensor, "sum feature"], mask: Bool[Tensor, "sum feature"], generator: torch.Generator
 ) -> Bool[Tensor, "sum feature"]:
-    """As many other active features of each sum as `mask` has, at random (all of them where there are fewer)."""
-    order = torch.rand(acts.shape, generator=generator).to(acts.device)
-    order = order.masked_fill((acts == 0) | mask, 2.0)
-    rank = order.argsort(1).argsort(1)
-    return (rank < mask.sum(1, keepdim=True)) & (order < 2)
+    """As many of each sum's active features as `mask` has, drawn from all of them."""
+    order = torch.rand(acts.shape, generator=generator).to(acts.device).masked_fill(acts == 0, 2.0)
+    return order.argsort(1).argsort(1) < mask.sum(1, keepdim=True)
 
 
 def _edits(bases: Sequence, acts: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Add]:
@@ -130,13 +132,14 @@ def _as_numbers(model, tokens: Float[Tensor, "sum"]) -> Int[Tensor, "sum"]:
     return torch.tensor([int(word) if word.isdigit() else -1 for word in words])
 
 
-def _finding(title: str, masks: Sequence[Tensor], answers: Int[Tensor, "sum"], truth: Int[Tensor, "sum"]) -> Finding:
+def _finding(title: str, draws: Sequence, answers: Int[Tensor, "draw sum"], truth: Int[Tensor, "sum"]) -> Finding:
     no_number = answers < 0
+    per_draw = lambda counts: float(counts.sum(1).float().mean())  # noqa: E731
     return Finding(
         title=title,
         n_sums=len(truth),
-        n_features=float(sum(mask.sum() for mask in masks)) / len(truth),
-        right=int((answers == truth).sum()),
-        ones_changed=int((no_number | (answers % 10 != truth % 10)).sum()),
-        size_changed=int((no_number | ((answers - truth).abs() > NEAR)).sum()),
+        n_features=float(sum(mask.sum() for masks in draws for mask in masks)) / len(truth) / len(draws),
+        right=per_draw(answers == truth),
+        ones_changed=per_draw(no_number | (answers % 10 != truth % 10)),
+        size_changed=per_draw(no_number | ((answers - truth).abs() > NEAR)),
     )

@@ -33,11 +33,12 @@ def load(
     TransformerLens's default). `device` defaults to TransformerLens's choice, `dtype` to that of the weights.
     `processing_of` tells what was done; a model of the zoo or a folder has its `Origin` as `model.mechkit_origin`.
 
-    Raises ValueError for a name nobody knows, a damaged folder or a processing that cannot be had,
-    FileNotFoundError for a folder without weights, OSError where the Hub cannot be reached.
+    Raises ValueError for a name nobody knows, a device that is not there, a damaged folder or a processing that
+    cannot be had, FileNotFoundError for a folder without weights, OSError where the Hub cannot be reached.
     """
     if processing not in (None, *PROCESSING):
         raise ValueError(f"no processing {processing!r}; it is one of {', '.join(PROCESSING)}, or None as stored")
+    _require_device(device)
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     if name in zoo_names():
         return _processed(load_folder(_home(name), name=name, device=device, dtype=dtype), processing)
@@ -63,6 +64,16 @@ def _processed(model, processing: str | None):
     fold(model)
     remember(model, Origin(origin.name, "folded", origin.sha256, origin.folder))
     return model
+
+
+def _require_device(device: str | None) -> None:
+    """Raise ValueError where tensors cannot be made on `device`."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(f"no device {device!r} here ({str(error).splitlines()[0]}); use cpu") from error
 
 
 def _from_hub(name: str, processing: str, device: str | None, dtype: torch.dtype | None):

@@ -2,9 +2,32 @@
 
 import torch
 
+import mechkit as mk
 from mechkit.core.sweep import hooked
 from mechkit.dictionaries import Transcoder
 from mechkit.graphs.nodes import Node
+
+TOKENS = [1, 2, 3, 4, 5]
+
+
+def traced(model, bases, *, bos=False, **options):
+    """The graph of `TOKENS`; with `bos`, position 0 counts as a BOS token."""
+    if not bos:
+        return mk.trace(model, TOKENS, bases, node_threshold=1.0, check=False, max_logits=3, **options)
+    model.cfg.default_prepend_bos, model.tokenizer = True, StandInTokenizer()
+    try:
+        return mk.trace(model, TOKENS, bases, node_threshold=1.0, check=False, max_logits=3, **options)
+    finally:
+        model.tokenizer = None
+
+
+class StandInTokenizer:
+    """As much of a tokenizer as a graph asks for."""
+
+    bos_token_id, padding_side = TOKENS[0], "right"
+
+    def decode(self, ids):
+        return f"<{ids[0]}>"
 
 
 def random_transcoders(model, *, skip=False, hook="ln2.hook_normalized", n_features=40, threshold=None):

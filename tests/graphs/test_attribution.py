@@ -9,9 +9,7 @@ import mechkit as mk
 from mechkit.core.sweep import hooked
 from mechkit.dictionaries import neurons
 from tests.conftest import tiny_model
-from tests.graphs.brute import FrozenGradients, random_transcoders
-
-TOKENS = [1, 2, 3, 4, 5]
+from tests.graphs.brute import TOKENS, FrozenGradients, random_transcoders, traced
 
 ARCHITECTURES = {
     "layer norm": {},
@@ -26,26 +24,6 @@ ARCHITECTURES = {
 
 # Sums of a few hundred float32 terms: relative to the sum of sizes, 1e-7 a term and a factor for cancellation.
 FLOAT32 = 5e-6
-
-
-def traced(model, bases, *, bos=False, **options):
-    """The graph of `TOKENS`; with `bos`, position 0 counts as a BOS token."""
-    if not bos:
-        return mk.trace(model, TOKENS, bases, node_threshold=1.0, check=False, max_logits=3, **options)
-    model.cfg.default_prepend_bos, model.tokenizer = True, StandInTokenizer()
-    try:
-        return mk.trace(model, TOKENS, bases, node_threshold=1.0, check=False, max_logits=3, **options)
-    finally:
-        model.tokenizer = None
-
-
-class StandInTokenizer:
-    """As much of a tokenizer as a graph asks for."""
-
-    bos_token_id, padding_side = TOKENS[0], "right"
-
-    def decode(self, ids):
-        return f"<{ids[0]}>"
 
 
 def row_errors(graph):

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 import mechkit as mk
@@ -11,7 +12,7 @@ from mechkit.graphs.meanings import add_operand_meanings
 from tests.conftest import tiny_model
 from tests.graphs.brute import random_transcoders
 
-SCHEMA = Path(__file__).parents[2] / ".." / "shared" / "data" / "neuronpedia_graph_schema.json"
+SCHEMA = Path(__file__).with_name("neuronpedia_graph_schema.json")
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +23,6 @@ def graph(addition):
 
 
 def test_the_json_is_valid_against_neuronpedias_schema(graph):
-    jsonschema = pytest.importorskip("jsonschema")
-    if not SCHEMA.exists():
-        pytest.skip(f"the schema is not at {SCHEMA}")
     jsonschema.validate(json.loads(graph_json(graph)), json.loads(SCHEMA.read_text()))
 
 
