@@ -123,7 +123,7 @@ class _Walk:
         kind = "" if meaning is None else f"{meaning.group} "
         where = "" if node.pos == self.graph.logits[0].pos else f" at {place_name(self.graph, node.pos or 0)}"
         kept = len(self.kept(group))
-        drawn = "" if kept == n else f" ({kept or 'none'} drawn)"
+        drawn = "" if kept == n else f" ({kept or 'none'} kept)"
         return f"{n} {kind}feature{'s' * (n > 1)} of L{node.layer}{where}{drawn}"
 
 
