@@ -3,28 +3,18 @@
 >>> from mechkit.dictionaries import neurons, transcoders_for
 """
 
-from importlib import import_module
-from typing import Any
+from mechkit.core.lazy import lazily
 
-_HOMES = {
-    "Scores": "scores",
-    "Transcoder": "transcoder",
-    "load_transcoders": "loading",
-    "measure": "scores",
-    "neurons": "transcoder",
-    "sample_rows": "training",
-    "train_transcoder": "training",
-    "transcoders_for": "loading",
-}
-
-__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"mechkit.dictionaries has no {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(f"mechkit.dictionaries.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = lazily(
+    __name__,
+    {
+        "Scores": "scores",
+        "Transcoder": "transcoder",
+        "load_transcoders": "loading",
+        "measure": "scores",
+        "neurons": "transcoder",
+        "sample_rows": "training",
+        "train_transcoder": "training",
+        "transcoders_for": "loading",
+    },
+)

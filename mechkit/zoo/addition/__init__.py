@@ -7,27 +7,17 @@
 torch.Size([2, 4])
 """
 
-from importlib import import_module
-from typing import Any
+from mechkit.core.lazy import lazily
 
-_HOMES = {
-    "seen_sums": "tasks",
-    "peaks": "fourier",
-    "spectrum": "fourier",
-    "sums_answers": "tasks",
-    "sums_text": "tasks",
-    "sums_tokens": "tasks",
-    "unseen_sums": "tasks",
-}
-
-__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"mechkit.zoo.addition has no {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(f"mechkit.zoo.addition.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = lazily(
+    __name__,
+    {
+        "seen_sums": "tasks",
+        "peaks": "fourier",
+        "spectrum": "fourier",
+        "sums_answers": "tasks",
+        "sums_text": "tasks",
+        "sums_tokens": "tasks",
+        "unseen_sums": "tasks",
+    },
+)
