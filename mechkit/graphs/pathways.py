@@ -37,7 +37,7 @@ class Pathway:
     share: float
     """Share of the answer's influence that flows along it, from 0 to 1."""
     nodes: tuple[Node, ...]
-    """Its kept nodes, lowest first; the answer last."""
+    """Its kept nodes, those it starts from first; the answer last."""
     supernodes: tuple[str, ...]
     """The chain's supernodes, lowest first."""
 
@@ -89,7 +89,7 @@ class _Walk:
     def pathway(self, chain: Chain) -> Pathway:
         roots = self.roots[chain]
         upward = tuple(reversed(chain))
-        nodes = [self.matrix.sources[i] for group in upward for i in self.kept(group)]
+        nodes = [self.matrix.sources[i] for group in (*self.shown(roots), *upward) for i in self.kept(group)]
         return Pathway(
             text=self.words(chain, roots),
             share=sum(roots.values()),
@@ -100,10 +100,13 @@ class _Walk:
     def kept(self, group: str) -> list[int]:
         return [i for i in self.members[group] if bool(self.graph.kept.nodes[i])]
 
+    def shown(self, roots: dict[str, float]) -> list[str]:
+        """The tokens, positions and errors that bring enough of a pathway to be named."""
+        return [root for root in roots if roots[root] >= _SHOWN_ROOT * sum(roots.values())]
+
     def words(self, chain: Chain, roots: dict[str, float]) -> str:
-        named = [root for root in roots if roots[root] >= _SHOWN_ROOT * sum(roots.values())]
         carried = torch.stack([self.steps[(*chain, root)] for root in roots]).sum(0)
-        text = ", ".join(named) + self.arrow(carried)
+        text = ", ".join(self.shown(roots)) + self.arrow(carried)
         for depth in range(len(chain), 0, -1):
             text += self.group_words(chain[depth - 1]) + self.arrow(self.steps[chain[:depth]])
         return text + self.graph.logits[0].name
