@@ -8,10 +8,10 @@ RAGGED = [[3, 1, 4], [1, 5], [9, 2, 6, 5]]
 
 
 class Letters:
-    """A stand-in tokenizer: one token per letter, `a` is 0."""
+    """A model with a stand-in tokenizer: one token per letter, `a` is 0."""
 
     def __init__(self, model):
-        self.model, self.cfg, self.parameters = model, model.cfg, model.parameters
+        self.model, self.cfg, self.parameters, self.tokenizer = model, model.cfg, model.parameters, self
 
     def to_tokens(self, text, prepend_bos=True, truncate=True):
         return torch.tensor([[ord(letter) - ord("a") for letter in text.strip()]], dtype=torch.long)
@@ -233,3 +233,8 @@ def test_ten_thousand_prompts_are_made_and_subset_within_seconds():
     prompts = mk.Prompts.from_tokens([[i % 30] * (5 + i % 7) for i in range(10_000)], [1] * 10_000)
     assert len(prompts[list(range(0, 10_000, 2))].positions(-1)) == 5_000
     assert time.process_time() - start < 5  # takes a tenth of a second; a quadratic loop takes minutes
+
+
+def test_text_for_a_model_without_a_tokenizer_is_an_error(model):
+    with pytest.raises(ValueError, match="the model has no tokenizer to read 'abc' with; give token ids"):
+        Prompts.from_text(model, "abc")
