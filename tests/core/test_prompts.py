@@ -237,4 +237,4 @@ def test_ten_thousand_prompts_are_made_and_subset_within_seconds():
 
 def test_text_for_a_model_without_a_tokenizer_is_an_error(model):
     with pytest.raises(ValueError, match="the model has no tokenizer to read 'abc' with; give token ids"):
-        Prompts.from_text(model, "abc")
+        mk.Prompts.from_text(model, "abc")
