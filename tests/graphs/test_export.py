@@ -23,7 +23,10 @@ def graph(addition):
 
 
 def test_the_json_is_valid_against_neuronpedias_schema(graph):
-    jsonschema.validate(json.loads(graph_json(graph)), json.loads(SCHEMA.read_text()))
+    schema, data = json.loads(SCHEMA.read_text()), json.loads(graph_json(graph))
+    assert list(jsonschema.Draft7Validator(schema).iter_errors(data)) == []
+    del data["nodes"][0]["feature_type"]
+    assert len(list(jsonschema.Draft7Validator(schema).iter_errors(data))) == 1
 
 
 def test_ids_are_unique_and_links_join_nodes(graph):
