@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import mechkit as mk
+from mechkit.core.loop import hooked
 from mechkit.core.prompts import Prompts
-from mechkit.core.sweep import hooked
 from mechkit.dictionaries import Transcoder, transcoders_for
 from mechkit.graphs.attribution import Attribution, mlp_input
 from mechkit.graphs.frozen import FrozenModel

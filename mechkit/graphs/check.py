@@ -22,8 +22,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechkit.core.loop import hooked
 from mechkit.core.metrics import Metric
-from mechkit.core.sweep import hooked, sweep
+from mechkit.core.sweep import sweep
 from mechkit.graphs.exact import exact_error, suppression
 from mechkit.graphs.nodes import Node
 

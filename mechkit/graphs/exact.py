@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechkit.core.interventions import Add, Hook
-from mechkit.core.sweep import hooked
+from mechkit.core.loop import hooked
 from mechkit.graphs.nodes import Node
 
 

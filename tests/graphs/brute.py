@@ -3,7 +3,7 @@
 import torch
 
 import mechkit as mk
-from mechkit.core.sweep import hooked
+from mechkit.core.loop import hooked
 from mechkit.dictionaries import Transcoder
 from mechkit.graphs.nodes import Node
 

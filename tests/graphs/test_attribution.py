@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mechkit as mk
-from mechkit.core.sweep import hooked
+from mechkit.core.loop import hooked
 from mechkit.dictionaries import neurons
 from tests.conftest import tiny_model
 from tests.graphs.brute import TOKENS, FrozenGradients, random_transcoders, traced
