@@ -18,8 +18,8 @@ from torch import Tensor
 
 from mechkit.core.prompts import NO_TOKEN, Prompts
 
-Logits = Float[Tensor, "prompt pos vocab"]
-PerPrompt = Float[Tensor, "prompt"]
+Logits = Float[Tensor, "*run prompt pos vocab"]
+PerPrompt = Float[Tensor, "*run prompt"]
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,12 @@ class Metric:
     """What it is called in tables."""
     unit: str
     """What its numbers are measured in."""
-    reads: Literal["last", "all"]
-    """Positions it reads: each prompt's last real token, or all of them."""
+    reads: Literal["last", "all", "unknown"]
+    """Positions it reads: each prompt's last real token, all of them, or what only a trial tells."""
     compute: Callable[[Tensor, Prompts], Tensor]
     """`(logits, prompts) -> numbers`."""
+    batched: bool = False
+    """Whether `compute` also takes the logits of many runs at once, `[run, prompt, pos, vocab]`."""
 
     def __call__(self, logits: Logits, prompts: Prompts) -> PerPrompt:
         """The metric on each prompt. Raises ValueError where it does not give one number per prompt."""
@@ -45,9 +47,15 @@ class Metric:
             )
         return values
 
+    def over(self, logits: Float[Tensor, "run prompt pos vocab"], prompts: Prompts) -> Float[Tensor, "run prompt"]:
+        """The metric of every run on each prompt."""
+        if self.batched:
+            return self.compute(logits, prompts)
+        return torch.stack([self(one, prompts) for one in logits])
+
 
 def as_metric(metric: "Metric | Callable") -> Metric:
-    """`metric` itself, or a plain `f(logits)` or `f(logits, prompts)` as one that reads every position."""
+    """`metric` itself, or a plain `f(logits)` or `f(logits, prompts)`, of which no one knows what it reads."""
     if isinstance(metric, Metric):
         return metric
     if not callable(metric):
@@ -60,7 +68,7 @@ def as_metric(metric: "Metric | Callable") -> Metric:
         _require_no_padding_read(name, values, prompts)
         return values
 
-    return Metric(name, "metric", "all", compute)
+    return Metric(name, "metric", "unknown", compute)
 
 
 def _require_no_padding_read(name: str, values, prompts: Prompts) -> None:
@@ -86,10 +94,12 @@ def _lifted(value, n_prompts: int):
     return value.reshape(1) if n_prompts == 1 and isinstance(value, Tensor) and value.numel() == 1 else value
 
 
-def last_logits(logits: Logits, prompts: Prompts) -> Float[Tensor, "prompt vocab"]:
+def last_logits(logits: Logits, prompts: Prompts) -> Float[Tensor, "*run prompt vocab"]:
     """Each prompt's logits after its own last token."""
+    if len(set(prompts.lengths)) == 1:
+        return logits[..., prompts.lengths[0] - 1, :]
     last = torch.tensor(prompts.lengths, device=logits.device) - 1
-    return logits[torch.arange(len(prompts), device=logits.device), last]
+    return logits[..., torch.arange(len(prompts), device=logits.device), last, :]
 
 
 def single_answers(prompts: Prompts, which: Literal["answers", "wrong"] = "answers") -> Int[Tensor, "prompt"]:
@@ -104,8 +114,9 @@ def single_answers(prompts: Prompts, which: Literal["answers", "wrong"] = "answe
     return ids[:, 0]
 
 
-def _at(values: Float[Tensor, "prompt vocab"], ids: Int[Tensor, "prompt"]) -> PerPrompt:
-    return values.gather(1, ids[:, None].to(values.device))[:, 0]
+def _at(values: Float[Tensor, "*run prompt vocab"], ids: Int[Tensor, "prompt"]) -> PerPrompt:
+    chosen = ids[:, None].to(values.device).expand(*values.shape[:-1], 1)
+    return values.gather(-1, chosen)[..., 0]
 
 
 def _logprobs(logits: Tensor) -> Tensor:
@@ -130,25 +141,25 @@ def _accuracy(logits: Tensor, prompts: Prompts) -> Tensor:
 def _loss(logits: Tensor, prompts: Prompts) -> Tensor:
     if min(prompts.lengths) < 2:
         raise ValueError("loss needs prompts of at least two tokens: it predicts each token from those before it")
-    logprobs = _logprobs(logits[:, :-1])
-    nll = -logprobs.gather(-1, prompts.tokens[:, 1:, None].to(logits.device))[..., 0]
+    logprobs = _logprobs(logits[..., :-1, :])
+    following = prompts.tokens[:, 1:, None].to(logits.device).expand(*logprobs.shape[:-1], 1)
     real = prompts.mask[:, 1:].to(logits.device)
-    return nll.masked_fill(~real, 0).sum(1) / real.sum(1)
+    return -logprobs.gather(-1, following)[..., 0].masked_fill(~real, 0).sum(-1) / real.sum(-1)
 
 
-logit_diff = Metric("logit_diff", "logits", "last", _logit_diff)
+logit_diff = Metric("logit_diff", "logits", "last", _logit_diff, batched=True)
 """Logit of the answer minus logit of the wrong answer, at the last token. Positive: the answer is preferred."""
 
-logprob = Metric("logprob", "nats", "last", _logprob)
+logprob = Metric("logprob", "nats", "last", _logprob, batched=True)
 """Log-probability of the answer at the last token, at most 0."""
 
-prob = Metric("prob", "probability", "last", lambda logits, prompts: _logprob(logits, prompts).exp())
+prob = Metric("prob", "probability", "last", lambda logits, prompts: _logprob(logits, prompts).exp(), batched=True)
 """Probability of the answer at the last token."""
 
-accuracy = Metric("accuracy", "share right", "last", _accuracy)
+accuracy = Metric("accuracy", "share right", "last", _accuracy, batched=True)
 """1 where the answer is the likeliest next token, else 0."""
 
-loss = Metric("loss", "nats per token", "all", _loss)
+loss = Metric("loss", "nats per token", "all", _loss, batched=True)
 """Mean cross-entropy of each prompt's own tokens from the second on."""
 
 
@@ -166,4 +177,4 @@ def kl(reference: Logits) -> Metric:
         # A token the reference rules out adds nothing; rounding can leave a sum of 0 just below it.
         return terms.masked_fill(old.exp() == 0, 0).sum(-1).clamp(min=0)
 
-    return Metric("kl", "nats", "last", compute)
+    return Metric("kl", "nats", "last", compute, batched=True)

@@ -116,7 +116,7 @@ def test_loss_needs_two_tokens():
 def test_a_plain_function_of_the_logits_is_a_metric(function):
     metric = as_metric(function)
     assert torch.equal(metric(LOGITS, PROMPTS), LOGITS[:, 0, 3])
-    assert (metric.unit, metric.reads) == ("metric", "all")
+    assert (metric.unit, metric.reads) == ("metric", "unknown")
 
 
 def test_a_function_with_options_or_no_signature_is_a_metric():
