@@ -13,7 +13,6 @@ from hashlib import sha256
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,49 +20,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechkit.core.bootstrap import interval
 from mechkit.core.files import write_atomic
+from mechkit.core.grid import Grid
+from mechkit.core.rows import as_text, from_text, group_rows, groups_of, site_rows, sites_of
 from mechkit.core.site import Edge, Site
 
-PARTS = ("layer", "head", "name", "pos", "src", "index", "basis")
-"""Columns of a row of sites; edges have each twice, as `sender_layer`, `receiver_layer` and so on."""
+RowScores = Float[Tensor, "row"]
 
 _SHOWN = 20
 """Rows a table shows before it says how many more there are."""
-
-
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """A labelled two-dimensional array of mean scores."""
-
-    values: Float[np.ndarray, "row column"]
-    """Mean score of the rows with these two labels; NaN where there is none."""
-    rows: tuple
-    """Labels of the first axis."""
-    columns: tuple
-    """Labels of the second axis."""
-    names: tuple[str, str]
-    """What the two axes are, such as `("layer", "head")`."""
-    unit: str
-    """Unit of the values."""
-
-    def frame(self) -> pd.DataFrame:
-        """The grid as a table with labelled index and columns."""
-        index, columns = pd.Index(self.rows, name=self.names[0]), pd.Index(self.columns, name=self.names[1])
-        return pd.DataFrame(self.values, index, columns)
-
-    def plot(self, title: str = ""):
-        """A plotly heatmap, its colours centred on 0."""
-        from mechkit.viz.result_figure import result_figure
-
-        rows = pd.MultiIndex.from_product([self.rows, self.columns], names=self.names).to_frame(index=False)
-        there = ~np.isnan(self.values.ravel())
-        return result_figure(rows.loc[there].reset_index(drop=True), self.values.ravel()[there], self.unit, title)
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return np.array(self.values, dtype=dtype)
-
-    def __repr__(self) -> str:
-        return f"{self.frame().to_string(float_format='{:.4g}'.format)}\nunit: {self.unit}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -71,7 +37,7 @@ class Result:
     """Scores of sites or edges. Every analysis returns one."""
 
     rows: pd.DataFrame
-    """One row per site (columns `PARTS`) or edge; missing parts are missing values."""
+    """One row per site (columns `PARTS`), group of sites (those and `group`) or edge; missing parts are missing."""
     scores: Float[Tensor, "row prompt *axis"]
     """One score per row and prompt, then any further named axes, on the CPU."""
     unit: str
@@ -80,8 +46,8 @@ class Result:
     """How it was made: verb, model, metric, options. JSON-able."""
     axes: tuple[str, ...] = ("row", "prompt")
     """Names of the axes of `scores`."""
-    gap: Float[Tensor, "prompt"] | None = None
-    """What full recovery would be on each prompt, in `unit`, where that makes sense."""
+    gap: Float[Tensor, "prompt *metric"] | None = None
+    """What full recovery would be on each prompt (and metric), in `unit`, where that makes sense."""
 
     def __post_init__(self) -> None:
         if len(self.rows) != self.scores.shape[0] or len(self.axes) != self.scores.ndim:
@@ -94,7 +60,14 @@ class Result:
         cls, sites: Iterable[Site], scores: Tensor, unit: str, meta: Mapping | None = None, **more
     ) -> "Result":
         """A result whose rows are `sites`."""
-        return cls(_site_rows(list(sites)), scores.detach().cpu(), unit, dict(meta or {}), **more)
+        return cls(site_rows(list(sites)), scores.detach().cpu(), unit, dict(meta or {}), **more)
+
+    @classmethod
+    def of_groups(
+        cls, groups: Iterable[Sequence[Site]], scores: Tensor, unit: str, meta: Mapping | None = None, **more
+    ) -> "Result":
+        """A result whose rows are groups of sites, each handled together; a row's parts are those its sites share."""
+        return cls(group_rows(list(groups)), scores.detach().cpu(), unit, dict(meta or {}), **more)
 
     @classmethod
     def of_edges(
@@ -102,8 +75,8 @@ class Result:
     ) -> "Result":
         """A result whose rows are `edges`."""
         edges = list(edges)
-        senders = _site_rows([edge.sender for edge in edges]).add_prefix("sender_")
-        receivers = _site_rows([edge.receiver for edge in edges]).add_prefix("receiver_")
+        senders = site_rows([edge.sender for edge in edges]).add_prefix("sender_")
+        receivers = site_rows([edge.receiver for edge in edges]).add_prefix("receiver_")
         return cls(pd.concat([senders, receivers], axis=1), scores.detach().cpu(), unit, dict(meta or {}), **more)
 
     def __len__(self) -> int:
@@ -111,10 +84,22 @@ class Result:
 
     @property
     def sites(self) -> list[Site]:
-        """The rows as sites, which the next question accepts. Raises TypeError where the rows are edges."""
+        """The rows as sites, which the next question accepts. Raises TypeError for rows of edges or groups."""
         if "layer" not in self.rows:
             raise TypeError("the rows of this result are edges; take .edges")
-        return _sites(self.rows)
+        if self._has_groups():
+            raise TypeError("rows of this result are groups of sites; take .groups")
+        return sites_of(self.rows)
+
+    @property
+    def groups(self) -> list[list[Site]]:
+        """The rows as lists of sites, one for a single site. Raises TypeError where the rows are edges."""
+        if "layer" not in self.rows:
+            raise TypeError("the rows of this result are edges; take .edges")
+        return groups_of(self.rows)
+
+    def _has_groups(self) -> bool:
+        return "group" in self.rows and bool(self.rows["group"].notna().any())
 
     @property
     def edges(self) -> list[Edge]:
@@ -122,7 +107,9 @@ class Result:
         if "layer" in self.rows:
             raise TypeError("the rows of this result are sites; take .sites")
         ends = (
-            _sites(self.rows.filter(like=prefix).rename(columns=lambda name, prefix=prefix: name.removeprefix(prefix)))
+            sites_of(
+                self.rows.filter(like=prefix).rename(columns=lambda name, prefix=prefix: name.removeprefix(prefix))
+            )
             for prefix in ("sender_", "receiver_")
         )
         return [Edge(*pair) for pair in zip(*ends, strict=True)]
@@ -130,11 +117,39 @@ class Result:
     @property
     def labels(self) -> list[str]:
         """The text form of each row."""
+        if self._has_groups():
+            return [" + ".join(map(str, group)) for group in self.groups]
         return [str(row) for row in (self.sites if "layer" in self.rows else self.edges)]
+
+    def metric(self, name: str) -> "Result":
+        """The scores of one of several metrics, with its unit and gap. Raises ValueError for one not measured."""
+        names = list(self.meta.get("metrics", ()))
+        if name not in names:
+            raise ValueError(f"no metric '{name}' in this result; it holds {', '.join(names) or 'one without a name'}")
+        if "metric" not in self.axes:
+            return self
+        i = names.index(name)
+        unit = self.meta["units"][i]
+        return replace(
+            self,
+            scores=self.scores.select(self.axes.index("metric"), i),
+            axes=tuple(axis for axis in self.axes if axis != "metric"),
+            unit=unit,
+            gap=None if self.gap is None else self.gap[:, i],
+            meta={**self.meta, "metrics": [name], "units": [unit]},
+        )
+
+    def interval(self, level: float = 0.95, *, n: int = 1000, seed: int = 0) -> tuple[RowScores, RowScores]:
+        """Lower and upper ends of each row's mean score, were the prompts drawn anew: bootstrap percentiles, in `unit`.
+
+        `level` is the share of `n` resampled means that lies between them. Raises ValueError for fewer than two
+        prompts, and where there are several metrics: choose one with `metric`.
+        """
+        return interval(self._per_prompt(), level, n, seed)
 
     def mean(self) -> "Result":
         """The same rows with one column, the mean over prompts."""
-        gap = None if self.gap is None else self.gap.mean().reshape(1)
+        gap = None if self.gap is None else self.gap.mean(0, keepdim=True)
         return replace(self, scores=self.scores.mean(1, keepdim=True), gap=gap)
 
     def top(self, n: int = 10, *, by: Callable[[Tensor], Tensor] = torch.abs) -> "Result":
@@ -182,8 +197,14 @@ class Result:
             raise ValueError(f"rows have no '{name}'; they have {', '.join(self.rows.columns)}")
 
     def frame(self) -> pd.DataFrame:
-        """A pandas table: the parts that are used, `score` (the mean over prompts), one column per prompt."""
-        used = self.rows.dropna(axis=1, how="all").assign(score=self._means().numpy())
+        """A pandas table: the parts that are used, `score` (the mean over prompts), one column per prompt.
+
+        Several metrics have a column of means each, named after it; choose one with `metric` for its prompts.
+        """
+        used = self.rows.dropna(axis=1, how="all")
+        if "metric" in self.axes:
+            return used.assign(**{name: self.metric(name)._means().numpy() for name in self.meta["metrics"]})
+        used = used.assign(score=self._means().numpy())
         if self.scores.ndim != 2 or self.scores.shape[1] == 1:
             return used
         columns = {f"prompt_{i}": self.scores[:, i].numpy() for i in range(self.scores.shape[1])}
@@ -193,7 +214,8 @@ class Result:
         """A plotly figure: a heatmap where two parts vary, else sorted bars."""
         from mechkit.viz.result_figure import result_figure
 
-        rows = self.rows if "layer" in self.rows else pd.DataFrame({"name": self.labels})
+        named = "layer" not in self.rows or self._has_groups()
+        rows = pd.DataFrame({"name": self.labels}) if named else self.rows
         return result_figure(rows.reset_index(drop=True), self._means().numpy(), self.unit, title)
 
     def save(self, path: str | PathLike) -> Path:
@@ -209,7 +231,7 @@ class Result:
         tensors = {"scores": self.scores.contiguous()} | ({} if self.gap is None else {"gap": self.gap.contiguous()})
         data = save(tensors)
         about = {"unit": self.unit, "meta": dict(self.meta), "axes": self.axes, "sha256": sha256(data).hexdigest()}
-        table = pa.Table.from_pandas(_positions(self.rows, lambda pos: None if pos is None else str(pos)))
+        table = pa.Table.from_pandas(as_text(self.rows))
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"mechkit": json.dumps(about).encode()})
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
@@ -236,8 +258,7 @@ class Result:
                 f"'{_scores_file(Path(path))}' does not hold the scores of '{path}'; save the result again"
             )
         tensors = load(data)
-        rows = table.to_pandas().astype(object)
-        rows = _positions(rows.where(rows.notna(), None).astype(_dtypes(table.column_names)), _plain)
+        rows = from_text(table.to_pandas())
         return cls(rows, tensors["scores"], about["unit"], about["meta"], tuple(about["axes"]), tensors.get("gap"))
 
     def __repr__(self) -> str:
@@ -247,9 +268,12 @@ class Result:
 
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("edge" if "sender_layer" in self.rows else "site")
-        table.add_column(Text(self.unit), justify="right")
-        for label, score in zip(self._take(range(min(len(self), _SHOWN))).labels, self._means().tolist(), strict=False):
-            table.add_row(Text(label), f"{score:+.4g}")
+        shown = self._take(range(min(len(self), _SHOWN)))
+        columns = shown._columns()
+        for head in columns:
+            table.add_column(Text(head), justify="right")
+        for label, *means in zip(shown.labels, *(values.tolist() for values in columns.values()), strict=True):
+            table.add_row(Text(label), *(f"{mean:+.4g}" for mean in means))
         drawn = io.StringIO()
         Console(file=drawn, width=100, force_terminal=False).print(table)
         text = "\n".join(line.rstrip() for line in drawn.getvalue().splitlines())
@@ -259,24 +283,36 @@ class Result:
         more = f"\n... {len(self) - _SHOWN} more rows" if len(self) > _SHOWN else ""
         prompts = self.scores.shape[1] if self.scores.ndim > 1 else 1
         mean = f"\nmean over {prompts} prompts" if prompts > 1 else ""
-        gap = "" if self.gap is None else f"\ngap (full recovery): {float(self.gap.mean()):+.4g}"
-        return more + mean + gap
+        if self.gap is None:
+            return more + mean
+        gaps = ", ".join(f"{gap:+.4g}" for gap in self.gap.mean(0).reshape(-1).tolist())
+        return f"{more}{mean}\ngap (full recovery): {gaps}"
 
     def _repr_html_(self) -> str:
-        shown = pd.DataFrame({"row": self.labels[:_SHOWN], self.unit: self._means()[:_SHOWN].numpy()})
+        part = self._take(range(min(len(self), _SHOWN)))
+        shown = pd.DataFrame({"row": part.labels, **{head: means.numpy() for head, means in part._columns().items()}})
         return shown.to_html(index=False, float_format="{:+.4g}".format) + f"<p>{self._footer()}</p>"
 
-    def _means(self) -> Float[Tensor, "row"]:
-        return self.scores.float().flatten(1).mean(1)
+    def _columns(self) -> dict[str, RowScores]:
+        """The mean scores under their unit, or one column for each of several metrics."""
+        if "metric" not in self.axes:
+            return {self.unit: self._means()}
+        units = dict(zip(self.meta["metrics"], self.meta["units"], strict=True))
+        return {f"{name} ({unit})": self.metric(name)._means() for name, unit in units.items()}
+
+    def _means(self) -> RowScores:
+        return self._per_prompt().mean(1)
+
+    def _per_prompt(self) -> Float[Tensor, "row prompt"]:
+        """Scores averaged over all axes but rows and prompts. Raises ValueError where metrics would be mixed."""
+        if "metric" in self.axes:
+            names = list(self.meta["metrics"])
+            raise ValueError(f"this result holds the metrics {', '.join(names)}; choose one: .metric({names[0]!r})")
+        return self.scores.float().flatten(2).mean(2) if self.scores.ndim > 2 else self.scores.float()
 
     def _take(self, chosen: Sequence[int]) -> "Result":
         chosen = list(chosen)
         return replace(self, rows=self.rows.iloc[chosen].reset_index(drop=True), scores=self.scores[chosen])
-
-
-def _site_rows(sites: Sequence[Site]) -> pd.DataFrame:
-    rows = pd.DataFrame({part: [getattr(site, part) for site in sites] for part in PARTS}, dtype=object)
-    return rows.astype(_dtypes(rows.columns))
 
 
 def _in_order(labels: Iterable) -> tuple:
@@ -288,31 +324,3 @@ def _in_order(labels: Iterable) -> tuple:
 def _scores_file(path: Path) -> Path:
     """Where the scores of a result lie; `a.v1` and `a.v2` have theirs apart."""
     return path.with_suffix(".safetensors") if path.suffix == ".parquet" else path.with_name(f"{path.name}.safetensors")
-
-
-def _dtypes(columns: Iterable[str]) -> dict[str, str]:
-    """Counts are nullable integers; positions may be symbolic, so they are text or integers as they come."""
-    counts = ("layer", "head", "index")
-    return {name: "Int64" for name in columns if name.removeprefix("sender_").removeprefix("receiver_") in counts}
-
-
-def _positions(rows: pd.DataFrame, convert: Callable) -> pd.DataFrame:
-    """The rows with `convert` applied to every position; Parquet has no column of both text and integers."""
-    columns = [name for name in rows if name.rsplit("_", 1)[-1] in ("pos", "src")]
-    present = rows[columns].astype(object).where(rows[columns].notna(), None)
-    return rows.assign(**{name: pd.Series([convert(pos) for pos in present[name]], dtype=object) for name in columns})
-
-
-def _sites(rows: pd.DataFrame) -> list[Site]:
-    present = rows.astype(object).where(rows.notna(), None)
-    return [
-        Site(**{part: _plain(value) for part, value in zip(PARTS, values, strict=True)})
-        for values in present[list(PARTS)].itertuples(index=False, name=None)
-    ]
-
-
-def _plain(value) -> Any:
-    """Integers as Python's own, and numeric text (Parquet keeps mixed columns as text) as integers."""
-    if isinstance(value, str):
-        return int(value) if value.removeprefix("-").isdigit() else value
-    return None if value is None or value is pd.NA else int(value)

@@ -203,3 +203,100 @@ def test_a_hundred_thousand_rows_are_ranked_without_making_their_sites():
     assert len(many.top(5).sites) == 5
     assert repr(many)
     assert time.process_time() - start < 10  # takes a tenth of a second; making every site takes many
+
+
+SEVERAL = {"metrics": ["logit_diff", "logprob"], "units": ["logits", "nats"]}
+
+
+def several():
+    scores = torch.tensor([[[1.0, -3], [3, -5]], [[-9, 1], [-7, 1]]])  # [row, prompt, metric]
+    sites = [mk.Site("z", 0, head, -1) for head in range(2)]
+    gap = torch.tensor([[2.0, 10], [4, 30]])
+    return mk.Result.of_sites(
+        sites, scores, "logits, nats", {"verb": "test", **SEVERAL}, axes=("row", "prompt", "metric"), gap=gap
+    )
+
+
+def test_one_of_several_metrics_is_a_result_of_its_own():
+    one = several().metric("logprob")
+    assert one.scores.tolist() == [[-3, -5], [1, 1]]
+    assert (one.unit, one.axes, one.gap.tolist()) == ("nats", ("row", "prompt"), [10, 30])
+    assert one.meta == {"verb": "test", "metrics": ["logprob"], "units": ["nats"]}
+    assert one.top(1).labels == ["L0.H0.z@-1"]
+    assert several().metric("logit_diff").top(1).labels == ["L0.H1.z@-1"]
+    assert one.metric("logprob") is one
+    with pytest.raises(ValueError, match="no metric 'loss' in this result; it holds logit_diff, logprob"):
+        several().metric("loss")
+    with pytest.raises(ValueError, match="it holds one without a name"):
+        heads().metric("loss")
+
+
+def test_metrics_are_never_averaged_with_each_other():
+    for call in (lambda: several().top(1), lambda: several().grid("layer", "head"), lambda: several().plot()):
+        with pytest.raises(ValueError, match=r"holds the metrics logit_diff, logprob; choose one: \.metric"):
+            call()
+    frame = several().frame()
+    assert (frame["logit_diff"].tolist(), frame["logprob"].tolist()) == ([2, -8], [-4, 1])
+    assert several().mean().scores.tolist() == [[[2, -4]], [[-8, 1]]]
+    assert several().mean().gap.tolist() == [[3, 20]]
+    lines = repr(several()).splitlines()
+    assert lines[1].split() == ["L0.H0.z@-1", "+2", "-4"]
+    assert lines[-1] == "gap (full recovery): +3, +20"
+    assert "logprob (nats)" in lines[0]
+    assert "logprob (nats)" in several()._repr_html_()
+
+
+def test_several_metrics_are_saved_and_read_back(tmp_path):
+    back = mk.Result.load(several().save(tmp_path / "several.parquet"))
+    assert torch.equal(back.gap, several().gap)
+    assert torch.equal(back.metric("logprob").scores, several().metric("logprob").scores)
+
+
+GROUPS = [["L0.H0.z@-1", "L0.H1.z@-1"], ["L2.mlp_post@2:5#7"], ["L0.attn_out", "L8.resid_pre[sae + b]@2#4812", "embed"]]
+
+
+def grouped():
+    sites = [[mk.Site.parse(site) for site in group] for group in GROUPS]
+    return mk.Result.of_groups(sites, torch.tensor([[1.0], [-2], [3]]), "logits")
+
+
+def test_rows_can_be_groups_of_sites(tmp_path):
+    for found in (grouped(), mk.Result.load(grouped().save(tmp_path / "groups.parquet"))):
+        assert found.labels == [" + ".join(group) for group in GROUPS]
+        assert [[str(site) for site in group] for group in found.groups] == GROUPS
+        assert found.top(1).groups == [grouped().groups[2]]
+        assert found.where(layer=0, name="z").labels == ["L0.H0.z@-1 + L0.H1.z@-1"]  # parts its sites share
+        assert found.rows["head"].isna().tolist() == [True, True, True]
+    with pytest.raises(TypeError, match=r"are groups of sites; take \.groups"):
+        _ = grouped().sites
+    assert [str(site) for site in grouped().where(layer=2).sites] == GROUPS[1]
+    assert result().groups == [[site] for site in result().sites]
+    assert "L0.H0.z@-1 + L0.H1.z@-1" in repr(grouped())
+    assert grouped().plot().data
+    with pytest.raises(TypeError, match=r"are edges; take \.edges"):
+        _ = edges().groups
+
+
+def test_an_interval_is_that_of_a_loop_over_resampled_prompts():
+    scores = torch.randn(3, 20, generator=torch.Generator().manual_seed(0))
+    low, high = result(SITES[:3], scores).interval(level=0.9, n=500, seed=4)
+    drawn = torch.randint(20, (500, 20), generator=torch.Generator().manual_seed(4))
+    means = torch.stack([scores[:, rows].double().mean(1) for rows in drawn], 1)
+    ends = torch.quantile(means, torch.tensor([0.05, 0.95]).double(), dim=1)
+    assert torch.allclose(torch.stack([low, high]).double(), ends, atol=1e-6)  # given back in float32
+    again = result(SITES[:3], scores).interval(level=0.9, n=500, seed=4)
+    assert torch.equal(torch.stack(again), torch.stack([low, high]))
+
+
+def test_intervals_cover_the_true_mean_as_often_as_they_say():
+    scores = 1 + torch.randn(2000, 40, generator=torch.Generator().manual_seed(1))
+    low, high = mk.Result(heads(1, 1).rows.loc[[0] * 2000].reset_index(drop=True), scores, "logits").interval(0.9)
+    covered = ((low < 1) & (high > 1)).double().mean()
+    assert 0.85 < covered < 0.92  # percentile intervals are a little narrow on 40 prompts
+
+
+def test_an_interval_needs_prompts_to_resample():
+    with pytest.raises(ValueError, match=r"needs two prompts or more.*there are 1 prompts"):
+        heads().interval()
+    with pytest.raises(ValueError, match="level is 95"):
+        result().interval(95.0)
