@@ -4,6 +4,7 @@ A `Prompts` is a right-padded batch of token ids with what belongs to each promp
 answer and named spans. A `Pair` is a clean and a corrupt batch that match prompt by prompt.
 
     pair = Pair.from_text(model, clean="35+59=", corrupt="35+51=")   # answers: the model's own, 94 and 86
+    noisy = Pair.from_edits(prompts, [Noise("embed@subject", 0.3)])  # corrupted by noise, as in causal tracing
     pair.clean.positions("subject[-1]")                              # spans resolve per prompt
 """
 
@@ -145,6 +146,8 @@ class Pair:
     """Prompts on which the behaviour shows; their answers are the right ones."""
     corrupt: Prompts
     """The same prompts, minimally changed so that `wrong` is right."""
+    edits: Sequence[Any] = ()
+    """Interventions that, made in every run on `corrupt`, corrupt it further: noise, as in causal tracing."""
 
     def __post_init__(self) -> None:
         if len(self.clean) != len(self.corrupt):
@@ -164,7 +167,20 @@ class Pair:
 
     def __getitem__(self, chosen: "int | slice | Sequence[int] | Tensor") -> "Pair":
         """Some of the pairs, chosen as in `Prompts`."""
-        return Pair(self.clean[chosen], self.corrupt[chosen])
+        from mechkit.core.renumbered import renumbered
+
+        edits = renumbered(self.edits, _chosen_rows(chosen, len(self))) if self.edits else ()
+        return Pair(self.clean[chosen], self.corrupt[chosen], edits)
+
+    @classmethod
+    def from_edits(cls, clean: Prompts, edits: Sequence[Any]) -> "Pair":
+        """A pair whose corrupt run is the clean prompts under `edits`, such as noise on the subject's embeddings.
+
+        Source: Meng et al. 2022, section 2.1. Raises ValueError where there are no edits.
+        """
+        if not edits:
+            raise ValueError("no edits are given; without any the corrupt run is the clean one")
+        return cls(clean, clean, tuple(edits))
 
     @classmethod
     def from_tokens(cls, clean, corrupt, answer, wrong, *, spans=None) -> "Pair":
@@ -172,11 +188,8 @@ class Pair:
 
         Raises ValueError where an answer equals its wrong answer.
         """
-        pair = cls(
-            Prompts.from_tokens(clean, answer, wrong, spans=spans),
-            Prompts.from_tokens(corrupt, answer, wrong, spans=spans),
-        )
-        return pair._checked()
+        clean, corrupt = (Prompts.from_tokens(tokens, answer, wrong, spans=spans) for tokens in (clean, corrupt))
+        return cls(clean, corrupt).checked()
 
     @classmethod
     def from_text(cls, model, clean, corrupt, answer=None, wrong=None, *, spans=None) -> "Pair":
@@ -189,9 +202,11 @@ class Pair:
             likeliest(model, prompts) if given is None else _tokenize_answers(model, given)
             for prompts, given in zip(made, (answer, wrong), strict=True)
         ]
-        return cls(*(prompts.with_answers(*ids) for prompts in made))._checked()
+        clean, corrupt = (prompts.with_answers(*ids) for prompts in made)
+        return cls(clean, corrupt).checked()
 
-    def _checked(self) -> "Pair":
+    def checked(self) -> "Pair":
+        """The pair itself. Raises ValueError where an answer equals its wrong answer."""
         answers, wrong = self.clean.answers, self.clean.wrong
         if answers is None or wrong is None:
             return self

@@ -238,3 +238,16 @@ def test_ten_thousand_prompts_are_made_and_subset_within_seconds():
 def test_text_for_a_model_without_a_tokenizer_is_an_error(model):
     with pytest.raises(ValueError, match="the model has no tokenizer to read 'abc' with; give token ids"):
         mk.Prompts.from_text(model, "abc")
+
+
+def test_a_pair_can_be_corrupted_by_noise_which_stays_with_its_prompts(model):
+    prompts = mk.Prompts.from_tokens([[3, 1, 4], [1, 5, 9], [2, 6, 5]], [1, 2, 3], [4, 5, 6])
+    pair = mk.Pair.from_edits(prompts, [mk.Noise("embed@1", 1.0), mk.Replace("L1.attn_out@0", torch.rand(3, 16))])
+    whole = mk.sweep(model, pair.corrupt, [[]], mk.logit_diff, base=pair.edits).scores
+    part = pair[[2, 1]]
+    assert part.corrupt is not pair.corrupt
+    found = mk.sweep(model, part.corrupt, [[]], mk.logit_diff, base=part.edits).scores
+    assert torch.allclose(found, whole[:, [2, 1]], atol=1e-5)  # other batch sizes use other kernels
+    assert not torch.allclose(found, mk.sweep(model, part.corrupt, [[]], mk.logit_diff).scores, atol=1e-2)
+    with pytest.raises(ValueError, match="no edits are given"):
+        mk.Pair.from_edits(prompts, [])
