@@ -11,7 +11,7 @@ Each one sees only its own slice `x[prompt, *slice]` and returns a new tensor; n
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -33,6 +33,9 @@ class Intervention(ABC):
 
     site: Any
     """Where it acts: a `Site`, or the text of one, which is read into a `Site`."""
+
+    by_position: ClassVar[bool] = False
+    """Whether what becomes of a position depends on that position alone; True lets a sweep leave out others."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "site", Site.parse(self.site))
@@ -95,6 +98,8 @@ def _for_prompts(site: Site, value: Tensor | float, x: Slice, prompts: list[int]
 class Replace(Intervention):
     """Put `value` in place of the slice: `[*slice]` for every prompt, or `[prompt, *slice]`."""
 
+    by_position: ClassVar[bool] = True
+
     value: Tensor | float
     """What comes in, broadcast to the slice."""
 
@@ -106,6 +111,8 @@ class Replace(Intervention):
 class Zero(Intervention):
     """Put zeros in place of the slice."""
 
+    by_position: ClassVar[bool] = True
+
     def edit(self, x: Slice, prompts: list[int], place: Place) -> Slice:
         return torch.zeros_like(x)
 
@@ -113,6 +120,8 @@ class Zero(Intervention):
 @dataclass(frozen=True, eq=False)
 class Add(Intervention):
     """Add `value` to the slice: `[*slice]` for every prompt, or `[prompt, *slice]`."""
+
+    by_position: ClassVar[bool] = True
 
     value: Tensor | float
     """What is added, broadcast to the slice."""
@@ -124,6 +133,8 @@ class Add(Intervention):
 @dataclass(frozen=True, eq=False)
 class Scale(Intervention):
     """Multiply the slice by `factor`; 0 ablates, 1 does nothing, -1 flips."""
+
+    by_position: ClassVar[bool] = True
 
     factor: float
     """What the slice is multiplied by."""
@@ -140,6 +151,8 @@ class Mean(Intervention):
     sequences, `(of_reference, of_prompts)`, gives each prompt the mean of the reference prompts with its label
     (its template, say). Raises ValueError for a label without a reference prompt.
     """
+
+    by_position: ClassVar[bool] = True
 
     reference: Float[Tensor, "reference *slice"]
     """The site's slice on the reference prompts."""
@@ -176,6 +189,8 @@ class Noise(Intervention):
     The same key gives the same noise, whatever else is in the batch.
     """
 
+    by_position: ClassVar[bool] = True
+
     std: float
     """Standard deviation, in the units of the activation."""
     seed: int = 0
@@ -208,6 +223,8 @@ class Noise(Intervention):
 @dataclass(frozen=True, eq=False)
 class ProjectOut(Intervention):
     """Remove the part of the slice that lies in the span of `directions`, `[direction, d]` or one `[d]`."""
+
+    by_position: ClassVar[bool] = True
 
     directions: Float[Tensor, "*direction d"]
     """Need not be orthogonal, independent or of unit length."""

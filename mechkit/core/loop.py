@@ -53,22 +53,25 @@ class Loop:
             with hooked(self.model, hooks):
                 outputs.append(self.model(batch.tokens))
             self.passes += 1
-            _require_fired([edit.site for edit in edits], fired)
-            _require_fired(self.wanted, slices)
+            require_fired([edit.site for edit in edits], fired)
+            require_fired(self.wanted, slices)
             parts.append(slices)
         for site in self.wanted:
-            _require_one_shape(site, [part[site] for part in parts])
-        return self._merge(outputs), {site: self._merge([part[site] for part in parts]) for site in self.wanted}
+            require_one_shape(site, [part[site] for part in parts])
+        members = [rows for rows, _ in self.batches]
+        slices = {site: merge(self.prompts, members, [part[site] for part in parts]) for site in self.wanted}
+        return merge(self.prompts, members, outputs), slices
 
-    def _merge(self, values: list[Tensor]) -> Tensor:
-        """One tensor for all prompts from one per length, in the prompts' own order."""
-        if len(values) == 1:
-            return values[0]
-        widest = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
-        merged = values[0].new_full((len(self.prompts), *widest), torch.nan)
-        for (rows, _), value in zip(self.batches, values, strict=True):
-            merged[(rows, *(slice(size) for size in value.shape[1:]))] = value
-        return merged
+
+def merge(prompts: Prompts, members: Sequence[Sequence[int]], values: Sequence[Tensor]) -> Tensor:
+    """One tensor for all prompts from one per length, in the prompts' own order; NaN on padding."""
+    if len(values) == 1:
+        return values[0]
+    widest = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
+    merged = values[0].new_full((len(prompts), *widest), torch.nan)
+    for rows, value in zip(members, values, strict=True):
+        merged[(rows, *(slice(size) for size in value.shape[1:]))] = value
+    return merged
 
 
 @contextmanager
@@ -102,14 +105,15 @@ def _read_hook(site: Site, batch: Prompts, slices: dict[Site, Tensor]) -> Hook:
 
     def hook(x: Tensor, hook) -> None:
         parts = [cut(x if len(alike) == 1 else x[rows], site, place) for place, rows in alike]
-        _require_one_shape(site, parts)
+        require_one_shape(site, parts)
         back = torch.tensor([row for _, rows in alike for row in rows], device=x.device).argsort()
         slices[site] = (parts[0] if len(alike) == 1 else torch.cat(parts)[back]).clone()
 
     return site.hook, hook
 
 
-def _require_one_shape(site: Site, parts: Sequence[Tensor]) -> None:
+def require_one_shape(site: Site, parts: Sequence[Tensor]) -> None:
+    """Raise ValueError where the slices of a site differ in shape from prompt to prompt."""
     shapes = {tuple(part.shape[1:]) for part in parts}
     if len(shapes) > 1:
         raise ValueError(
@@ -118,7 +122,8 @@ def _require_one_shape(site: Site, parts: Sequence[Tensor]) -> None:
         )
 
 
-def _require_fired(sites: Iterable[Site], fired) -> None:
+def require_fired(sites: Iterable[Site], fired) -> None:
+    """Raise ValueError for a site whose hook did not fire."""
     for site in sites:
         if site not in fired:
             raise ValueError(

@@ -85,13 +85,13 @@ def places(site: Site, prompts: Prompts, sources: Prompts | None = None) -> list
 
 def cut(x: Tensor, site: Site, place: Place) -> Tensor:
     """The slice `[prompt, *slice]` of the hook tensor `x` at `place`, the same for all its prompts. A view."""
-    return x[(slice(None), *_key(site, place))]
+    return x[(slice(None), *key(site, place))]
 
 
 def paste(x: Tensor, site: Site, place: Place, new: Tensor) -> Tensor:
     """A copy of `x` whose slice at `place` is `new`."""
     out = x.clone()
-    out[(slice(None), *_key(site, place))] = new.to(x.dtype)
+    out[(slice(None), *key(site, place))] = new.to(x.dtype)
     return out
 
 
@@ -106,7 +106,8 @@ def groups(found: Sequence[Place]) -> list[tuple[Place, list[int]]]:
     return list(by_place.values())
 
 
-def _key(site: Site, place: Place) -> tuple:
+def key(site: Site, place: Place) -> tuple:
+    """The index, after the prompt axis, of the slice at `place` in the hook's tensor."""
     whole = slice(None)
     if site.basis is not None:
         raise ValueError(f"site '{site}' is in the basis '{site.basis}'; hooks hold only the model's own coordinates")
