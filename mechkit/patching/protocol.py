@@ -1,0 +1,172 @@
+"""The three passes of path patching: recordings, what receivers read, the patched runs.
+
+Prompts of one length are recorded and propagated together; the patched runs are one `sweep` over all prompts.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechkit.core.interventions import Replace, Slice
+from mechkit.core.loop import Loop
+from mechkit.core.metrics import Metric
+from mechkit.core.places import Place
+from mechkit.core.progress import progress
+from mechkit.core.prompts import Pair, Prompts
+from mechkit.core.site import Site
+from mechkit.core.sweep import sweep
+from mechkit.patching.deltas import RECEIVERS, Deltas, swapped, whole
+
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Error of the row that changes nothing, relative to the clean run, above which the model computes something else."""
+_HALF_TOLERANCE = 0.05
+_NOTHING = Metric("nothing", "", "last", lambda logits, prompts: logits.new_zeros(len(prompts)))
+
+
+class Received(Replace):
+    """Put what a receiver read in its place; `value[prompt, *slice]` may be longer than a prompt's own slice."""
+
+    def edit(self, x: Slice, prompts: list[int], place: Place) -> Slice:
+        assert isinstance(self.value, Tensor)
+        return self.value[prompts][(slice(None), *(slice(size) for size in x.shape[1:]))]
+
+
+class Protocol:
+    """One question: who sends, who receives, what is held."""
+
+    def __init__(
+        self, model, pair: Pair, senders: Sequence[Site], receivers: Sequence[Site], *, hold_mlps: bool
+    ) -> None:
+        self.model, self.pair, self.senders, self.receivers = model, pair, senders, receivers
+        self.hold_mlps = hold_mlps and not model.cfg.attn_only
+        self.obstacle = obstacle(model, receivers)
+        by_lengths: dict[tuple[int, int], list[int]] = {}
+        for i, lengths in enumerate(zip(pair.clean.lengths, pair.corrupt.lengths, strict=True)):
+            by_lengths.setdefault(lengths, []).append(i)
+        self.groups = [Group(self, numbers) for numbers in by_lengths.values()]
+
+    def outputs(self) -> Iterator[tuple[Tensor, Prompts]]:
+        """Logits and prompts of the clean run, then of the corrupt one."""
+        for side in ("clean", "corrupt"):
+            yield self._merged([getattr(group, side)[0] for group in self.groups], 0), getattr(self.pair, side)
+
+    def scores(self, metric: Metric, max_bytes: int) -> Float[Tensor, "sender prompt"]:
+        """The metric of the patched runs."""
+        size = max(1, max_bytes // sum(group.bytes_per_sender for group in self.groups))
+        chunks = [self.senders[i : i + size] for i in range(0, len(self.senders), size)]
+        return torch.cat([self._scores(chunk, metric) for chunk in progress(chunks, "senders")])
+
+    def _scores(self, senders: Sequence[Site], metric: Metric) -> Float[Tensor, "sender prompt"]:
+        try:
+            values = self._received(senders)
+            runs = [
+                [Received(site, value[i]) for site, value in zip(self.receivers, values, strict=True)]
+                for i in range(len(senders))
+            ]
+            return sweep(self.model, self.pair.clean, runs, metric).scores
+        except torch.OutOfMemoryError:
+            if len(senders) == 1:
+                raise
+        half = len(senders) // 2
+        return torch.cat([self._scores(senders[:half], metric), self._scores(senders[half:], metric)])
+
+    def _received(self, senders: Sequence[Site]) -> list[Float[Tensor, "sender prompt *slice"]]:
+        """What each receiver reads for every sender, on all prompts."""
+        if self.obstacle is None:
+            found = [group.deltas.values(senders) for group in self.groups]
+            dtype = self.groups[0].clean[0].dtype
+            if max(error for _, error in found) <= _TOLERANCE.get(dtype, _HALF_TOLERANCE):
+                return self._all_prompts([values for values, _ in found])
+            self.obstacle = "a row that changes nothing does not arrive as in the clean run"
+        return self._all_prompts([group.by_passes(senders) for group in self.groups])
+
+    def _all_prompts(self, of_groups: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        return [self._merged(parts, 1) for parts in zip(*of_groups, strict=True)]
+
+    def _merged(self, parts: Sequence[Tensor], axis: int) -> Tensor:
+        """One tensor for all prompts from one per group, prompts on `axis`; NaN where a group's is smaller."""
+        if len(parts) == 1:
+            return parts[0]
+        sizes = [max(size) for size in zip(*(part.shape for part in parts), strict=True)]
+        sizes[axis] = len(self.pair)
+        merged = parts[0].new_full(sizes, torch.nan)
+        for group, part in zip(self.groups, parts, strict=True):
+            at: list = [slice(size) for size in part.shape]
+            at[axis] = group.numbers
+            merged[tuple(at)] = part
+        return merged
+
+
+class Group:
+    """Prompts of one length, clean and corrupt: what was recorded on them, and what receivers read."""
+
+    def __init__(self, protocol: Protocol, numbers: list[int]) -> None:
+        self.protocol, self.numbers, self.pair = protocol, numbers, protocol.pair[numbers]
+
+    @cached_property
+    def clean(self) -> tuple[Tensor, dict[Site, Tensor]]:
+        """Logits and hook tensors of x_orig."""
+        p = self.protocol
+        wanted = Deltas.needs(p.model, p.senders, p.receivers, p.hold_mlps) if p.obstacle is None else []
+        return Loop(p.model, self.pair.clean, wanted).forward([])
+
+    @cached_property
+    def corrupt(self) -> tuple[Tensor, dict[Site, Tensor]]:
+        """Logits and hook tensors of x_new."""
+        wanted = list(dict.fromkeys(whole(site) for site in self.protocol.senders))
+        return Loop(self.protocol.model, self.pair.corrupt, wanted).forward([])
+
+    @cached_property
+    def deltas(self) -> Deltas:
+        """The propagation on these prompts."""
+        p = self.protocol
+        return Deltas(p.model, self.pair, p.receivers, p.hold_mlps, self.clean[1], self.corrupt[1])
+
+    @cached_property
+    def _held(self) -> dict[Site, Tensor]:
+        """Clean values of what is held in passes of two, and of the senders."""
+        p = self.protocol
+        held = [Site(name, layer) for layer in range(p.model.cfg.n_layers) for name in _held_names(p.hold_mlps)]
+        wanted = dict.fromkeys([*held, *(whole(site) for site in p.senders)])
+        return Loop(p.model, self.pair.clean, list(wanted)).forward([])[1]
+
+    def by_passes(self, senders: Sequence[Site]) -> list[Float[Tensor, "sender prompt *slice"]]:
+        """What each receiver reads, by one pass per sender with everything held that is not on its paths."""
+        p = self.protocol
+        base = [Replace(site, value) for site, value in self._held.items() if site.name in _held_names(p.hold_mlps)]
+        runs = [
+            [Replace(whole(site), swapped(site, self._held[whole(site)], self.corrupt[1][whole(site)], self.pair))]
+            for site in senders
+        ]
+        read = sweep(p.model, self.pair.clean, runs, _NOTHING, base=base, read=p.receivers).read
+        return [read[site] for site in p.receivers]
+
+    @property
+    def bytes_per_sender(self) -> int:
+        """About how much memory one sender takes."""
+        cfg, tokens = self.protocol.model.cfg, self.pair.clean.tokens
+        if self.protocol.obstacle is None:
+            return self.deltas.bytes_per_sender
+        return 8 * tokens.numel() * cfg.d_model * len(self.protocol.receivers)
+
+
+def obstacle(model, receivers: Sequence[Site]) -> str | None:
+    """Why deltas do not apply, in words; None where they may."""
+    if any(type(block).__name__ != "TransformerBlock" for block in getattr(model, "blocks", [None])):
+        return f"{type(model).__name__} has blocks of its own"
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            return f"the model has a hook on '{name}'"
+    if other := [site for site in receivers if site.name not in RECEIVERS]:
+        return f"deltas do not compute '{other[0]}'"
+    cfg = model.cfg
+    if cfg.positional_embedding_type == "shortformer" or cfg.ungroup_grouped_query_attention or cfg.load_in_4bit:
+        return "its heads do not read the normalised residual stream through their own weights"
+    return None
+
+
+def _held_names(hold_mlps: bool) -> tuple[str, ...]:
+    return ("z", "mlp_out") if hold_mlps else ("z",)
