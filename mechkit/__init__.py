@@ -22,6 +22,7 @@ _HOMES = {
     "core.sweep": ("Activations", "Sweep", "activations", "sweep"),
     "graphs.graph": ("AttributionGraph",),
     "graphs.trace": ("trace",),
+    "patching.activation": ("patch",),
     "zoo.loading": ("load",),
 }
 
