@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "core.interventions": ("Add", "Intervention", "Mean", "Noise", "ProjectOut", "Replace", "Scale", "Zero"),
-    "core.metrics": ("Metric", "accuracy", "kl", "logit_diff", "logprob", "loss", "prob"),
+    "core.metrics": ("Metric", "accuracy", "kl", "logit", "logit_diff", "logprob", "loss", "prob"),
     "core.places": ("expand",),
     "core.prompts": ("Pair", "Prompts"),
     "core.result": ("Grid", "Result"),
@@ -23,6 +23,7 @@ _HOMES = {
     "graphs.graph": ("AttributionGraph",),
     "graphs.trace": ("trace",),
     "patching.activation": ("patch",),
+    "patching.attribution": ("attribute",),
     "zoo.loading": ("load",),
 }
 

@@ -129,6 +129,10 @@ def _logit_diff(logits: Tensor, prompts: Prompts) -> Tensor:
     return _at(last, single_answers(prompts)) - _at(last, single_answers(prompts, "wrong"))
 
 
+def _logit(logits: Tensor, prompts: Prompts) -> Tensor:
+    return _at(last_logits(logits, prompts), single_answers(prompts))
+
+
 def _logprob(logits: Tensor, prompts: Prompts) -> Tensor:
     return _at(_logprobs(last_logits(logits, prompts)), single_answers(prompts))
 
@@ -149,6 +153,9 @@ def _loss(logits: Tensor, prompts: Prompts) -> Tensor:
 
 logit_diff = Metric("logit_diff", "logits", "last", _logit_diff, batched=True)
 """Logit of the answer minus logit of the wrong answer, at the last token. Positive: the answer is preferred."""
+
+logit = Metric("logit", "logits", "last", _logit, batched=True)
+"""Logit of the answer at the last token."""
 
 logprob = Metric("logprob", "nats", "last", _logprob, batched=True)
 """Log-probability of the answer at the last token, at most 0."""

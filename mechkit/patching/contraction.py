@@ -1,0 +1,149 @@
+"""From hook tensors and gradients to one number per site: change times slope, summed over the site's slice.
+
+`Contraction` holds the tensors of some prompts; sites that differ in their index alone are handled together.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechkit.core.gradients import Found, Tensors
+from mechkit.core.places import Place, cut, places
+from mechkit.core.prompts import Prompts
+from mechkit.core.site import Site
+from mechkit.patching.qk_fix import FIXED, Attention
+
+Scores = Float[Tensor, "set site prompt"]
+Spots = Sequence[tuple[list[int], Place, Place]]
+"""Rows of a batch, with the place of a site in one side's prompts and in the other's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Contraction:
+    """Values and gradients of one batch of prompts, ready to be read site by site."""
+
+    model: Any
+    """The HookedTransformer."""
+    near: Found
+    """The run whose slopes are taken."""
+    far: Tensors | None
+    """Values that would come in; None to score the values of `near` themselves."""
+    prompts: tuple[Prompts, Prompts]
+    """The prompts of `near` and of `far`."""
+    attentions: dict[int, Attention]
+    """Attention by layer, for the queries and keys whose softmax is computed anew; empty for none."""
+
+    def scores(self, sites: Sequence[Site]) -> Scores:
+        """The score of every site on each prompt, once per set of gradients."""
+        n_sets, n_prompts = len(self.near.gradients), len(self.prompts[0])
+        dtype = torch.promote_types(self.near.logits.dtype, torch.float32)
+        found = torch.empty(n_sets, len(sites), n_prompts, dtype=dtype, device=self.near.logits.device)
+        for place, members in by_place(sites):
+            spots = self._spots(place)
+            numbers = torch.tensor(list(members), device=found.device)
+            indices = list(members.values())
+            if place.name in FIXED and place.layer in self.attentions:
+                found[:, numbers] = self._through_softmax(place, indices, spots)
+                continue
+            for rows, here, there in spots:
+                part = self._slice_scores(place, rows, here, there, indices)
+                found[:, numbers[:, None], torch.tensor(rows, device=found.device)] = part.to(dtype)
+        return found
+
+    def _slice_scores(self, site: Site, rows: list[int], here: Place, there: Place, indices: list) -> Scores:
+        """Scores of the site's slice with each of the indices (None for all of it) on some of the prompts."""
+        total = 0
+        name = source_hook(self.model, site, indexed=indices[0] is not None)
+        site = site if not name.endswith("hook_z") else site.at(name="z")
+        for firing, near in enumerate(tensors(self.model, self.near.values, name)):
+            change = self._change(name, firing, site, near, rows, here, there)
+            slopes = [tensors(self.model, one, name, slopes=True)[firing] for one in self.near.gradients]
+            product = torch.stack([change * cut(slope[rows], site, here).to(change.dtype) for slope in slopes])
+            total = total + _reduced(product, indices)
+        assert isinstance(total, Tensor)
+        return total
+
+    def _change(
+        self, name: str, firing: int, site: Site, near: Tensor, rows: list[int], here: Place, there: Place
+    ) -> Tensor:
+        """What would come in less what is there, or what is there."""
+        dtype = torch.promote_types(near.dtype, torch.float32)
+        old = cut(near[rows], site, here).to(dtype)
+        if self.far is None:
+            return old
+        new = cut(tensors(self.model, self.far, name)[firing][rows], site, there).to(dtype)
+        return torch.where(new == old, 0, new - old)  # masked scores are -inf on both sides
+
+    def _through_softmax(self, site: Site, indices: list, spots: Spots) -> Scores:
+        """Scores of queries or keys with the pattern computed anew, one index after the other."""
+        assert self.far is not None
+        new, attention = self.far[site.hook][0], self.attentions[site.layer]  # type: ignore[index]
+        effects = [attention.effects(site.at(index=index), new, spots) for index in indices]
+        by_head = torch.stack(effects, 1)
+        return by_head.sum(-1) if site.head is None else by_head.select(-1, int(site.head))
+
+    def _spots(self, site: Site) -> Spots:
+        near, far = (places(site, prompts) for prompts in self.prompts)
+        found: dict[str, tuple[list[int], Place, Place]] = {}
+        for i, (here, there) in enumerate(zip(near, far, strict=True)):
+            found.setdefault(repr((here, there)), ([], here, there))[0].append(i)
+        return list(found.values())
+
+
+def by_place(sites: Sequence[Site]) -> Iterator[tuple[Site, dict[int, int | None]]]:
+    """Sites without their index, each with the numbers and indices of those that share it; whole sites apart."""
+    found: dict[tuple[Site, bool], dict[int, int | None]] = {}
+    for i, site in enumerate(sites):
+        assert not isinstance(site.index, str)
+        found.setdefault((site.at(index=None), site.index is None), {})[i] = site.index
+    for (place, _), members in found.items():
+        yield place, members
+
+
+def source_hook(model, site: Site, *, indexed: bool) -> str:
+    """The hook whose tensors score a site.
+
+    A head's result is a linear function of its z, and where the model does not compute it, so is its score.
+    """
+    if site.name != "result" or model.cfg.use_attn_result:
+        return site.hook
+    return site.hook if indexed else site.at(name="z").hook
+
+
+def tensors(model, found: Tensors, name: str, *, slopes: bool = False) -> Sequence[Tensor]:
+    """The tensors of a hook; those of `result`, where the model has none, from z and from the attention's output."""
+    if name in found or not name.endswith("hook_result"):
+        return found[name]
+    attn = name.removesuffix(".hook_result")
+    z = found[f"{attn}.hook_z"][0]
+    if slopes:
+        return [found[attn][0][:, :, None].expand(-1, -1, z.shape[2], -1)]
+    return [torch.einsum("bphe,hed->bphd", z, model.get_submodule(attn).W_O.detach().to(z.dtype))]
+
+
+def hooks_for(model, sites: Sequence[Site], *, qk_fix: bool) -> list[str]:
+    """Full names of the hooks that the scores of these sites need, once each, in order."""
+    needed: dict[str, None] = {}
+    alike = (site.at(head=None, pos=None, src=None, index=None if site.index is None else 0) for site in sites)
+    for place in dict.fromkeys(alike):
+        name = source_hook(model, place, indexed=place.index is not None)
+        if name.endswith("hook_result") and not model.cfg.use_attn_result:
+            attn = name.removesuffix(".hook_result")
+            needed |= dict.fromkeys([f"{attn}.hook_z", attn])
+            continue
+        needed[name] = None
+        if qk_fix and place.name in FIXED:
+            needed |= dict.fromkeys(place.at(name=part, index=None).hook for part in ("q", "k", "pattern"))
+    return list(needed)
+
+
+def _reduced(product: Float[Tensor, "set prompt *slice"], indices: list) -> Scores:
+    """The product summed over the slice, or over all of it but the last axis, of which the indices are taken."""
+    if indices[0] is None:
+        return product.reshape(*product.shape[:2], -1).sum(2)[:, None].expand(-1, len(indices), -1)
+    kept = product if product.ndim == 3 else product.flatten(2, -2).sum(2)
+    return kept[..., torch.tensor(indices, device=product.device)].transpose(1, 2)
