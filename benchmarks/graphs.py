@@ -5,7 +5,6 @@ autograd through one forward pass with patterns, scales and MLP outputs held, wh
 the FLOPs of the descent over the measured matrix-product rate.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -14,6 +13,8 @@ import torch
 from torch import Tensor
 
 import mechkit as mk
+from benchmarks.measure import matmul_rate, timed
+from benchmarks.table import spread
 from mechkit.core.loop import hooked
 from mechkit.core.prompts import Prompts
 from mechkit.dictionaries import Transcoder, transcoders_for
@@ -37,7 +38,7 @@ def graph_table(device: str, repeats: int) -> str:
     head = "| case | targets | descent s (min to max) | autograd s (min to max) | ratio | GFLOP | floor s |"
     rows = [head, "| --- | --- | --- | --- | --- | --- | --- |"]
     rows += [measured(case, repeats, rate) for case in cases(device)]
-    return "\n".join([f"Attribution matrix; measured matrix-product rate {rate / 1e9:.0f} GFLOP/s", "", *rows])
+    return "\n".join(["## Attribution matrix", "", *rows])
 
 
 def measured(case: Case, repeats: int, rate: float) -> str:
@@ -50,7 +51,7 @@ def measured(case: Case, repeats: int, rate: float) -> str:
     counted = [i for i, node in enumerate(engine.sources) if node.kind == "feature"]
     assert float(((by_descent - by_autograd) / sizes)[:, counted].abs().max()) < 1e-5, "the two sides disagree"
     sides = (lambda: engine.rows(chosen), lambda: rows_by_autograd(engine))
-    times = [[timed(side, case.prompts.tokens.device.type) for side in sides] for _ in range(repeats)]
+    times = [[timed(side, case.prompts.tokens.device.type).busy for side in sides] for _ in range(repeats)]
     ours, theirs = zip(*times, strict=True)
     ratio = median(b / a for a, b in times)
     flops = descent_flops(engine)
@@ -145,27 +146,3 @@ def random_case(device: str, *, n_layers: int, d_model: int, n_tokens: int, per_
     ]  # fmt: skip
     name = f"{n_layers} layers, d {d_model}, {n_tokens} tokens, about {per_token} features a token"
     return Case(name, model, bases, Prompts.from_tokens(tokens.tolist()).to(device))
-
-
-def matmul_rate(device: str, size: int = 1536) -> float:
-    """FLOPs per second of a square float32 matrix product, the best of ten."""
-    a = torch.randn(size, size, device=device)
-    return 2 * size**3 / min(timed(lambda: a @ a, device) for _ in range(10))
-
-
-def timed(work: Callable[[], object], device: str) -> float:
-    """Seconds of one call: CPU time on a CPU, which a busy machine disturbs least, wall time on CUDA."""
-    if device != "cuda":
-        start = time.process_time()
-        work()
-        return time.process_time() - start
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def spread(times: Sequence[float]) -> str:
-    """Median with minimum and maximum."""
-    return f"{median(times):.3f} ({min(times):.3f} to {max(times):.3f})"

@@ -1,0 +1,36 @@
+"""What does attribution patching cost, against `value.backward()` with caching hooks both ways?
+
+The same first-order estimate of every patch, on the same pair. The usual recipe also computes the gradient of every
+parameter; mechkit asks for those of activations alone.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+import mechkit as mk
+from benchmarks.measure import Case, Row, Side, measured
+from benchmarks.models import Subject, gradients_allowed
+from benchmarks.peers import Sweep, attribution_by_backward
+from benchmarks.sweeps import KINDS, described
+
+
+def gradient_rows(subject: Subject, device: str, size: str, seconds: float) -> Iterator[Row]:
+    """Rows of attribution patching of every block and of heads, by prompt length."""
+    for n_tokens in subject.lengths:
+        pair = subject.pair(n_tokens, first=None)
+        for name in ("every block", "heads by position"):
+            sweep = Sweep(subject.model, pair, KINDS[name])
+            with gradients_allowed(subject.model), torch.no_grad():
+                largest = float(attribution_by_backward(sweep).abs().max())
+                sides = [
+                    Side("mechkit", lambda sweep=sweep: by_mechkit(sweep), 4),
+                    Side("backward with hooks", lambda sweep=sweep: attribution_by_backward(sweep), 4),
+                ]
+                case = Case(subject.name, f"{name}, {described(pair)}", sides, largest, 1e-4)
+                yield from measured(case, device, seconds)
+
+
+def by_mechkit(sweep: Sweep) -> torch.Tensor:
+    """The estimate of every run's effect."""
+    return mk.attribute(sweep.model, sweep.pair, sweep.sites(), mk.logit_diff).scores[:, 0]

@@ -1,0 +1,191 @@
+"""How everything here is measured: answers compared first, then sides timed in turn, in one process.
+
+A `Case` is one question with several `Side`s that answer it. `measured(case, device, seconds)` gives one `Row` per
+side: whether its answer agrees, its time, passes, FLOPs, share of the matrix-product rate, memory and launches.
+"""
+
+import gc
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from benchmarks.counting import counted, launches, peak_memory
+
+ROUNDS = (3, 30)
+"""Fewest and most timed rounds of a case; between them, as many as fit into the seconds given."""
+SHORTEST = 0.02
+"""Seconds that one timing lasts at least: shorter work is repeated and divided."""
+WARM_UPS = 3
+"""Untimed calls of each side before the first round, on CUDA."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to answer a case's question."""
+
+    name: str
+    """Who answers, and how."""
+    run: Callable[[], Tensor | Sequence[Tensor]]
+    """Gives the answer, or the part of it that `sample` names."""
+    passes: float = 1
+    """Forward passes (a backward pass counts as two) of the whole answer, as the method is defined."""
+    sample: Sequence[int] | None = None
+    """Which entries of the flat answer `run` gives; times and counts are scaled to the whole. None for all."""
+    wanted: float | None = None
+    """How many times the first side's busy time this one is to take, at least."""
+    captured: bool = False
+    """Whether `run` replays captured work, which no counter sees."""
+
+    def scale(self, n_answers: int) -> float:
+        """What a measured amount is multiplied by to stand for the whole answer."""
+        return 1.0 if self.sample is None else n_answers / len(self.sample)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question, its sides (the first is compared with the others) and how closely they must agree."""
+
+    model: str
+    """The model's name, with its shape."""
+    name: str
+    """What is asked."""
+    sides: Sequence[Side]
+    """Who answers; the first gives the whole answer."""
+    size: float
+    """What errors are relative to, such as the largest |logit|."""
+    tolerance: float = 1e-5
+    """Largest relative error that counts as agreement."""
+
+
+@dataclass(frozen=True)
+class Time:
+    """One timing of one call."""
+
+    busy: float
+    """CPU seconds of the process on a CPU; seconds between events on CUDA."""
+    wall: float
+    """Seconds on the clock, launches and waiting included."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one side of one case."""
+
+    case: Case
+    side: Side
+    error: float
+    """Largest error of its answer, relative to the case's size."""
+    times: tuple[Time, ...] = ()
+    """One per round; none where the answer disagrees."""
+    ratio: float = math.nan
+    """Median over rounds of this side's busy time over the first side's."""
+    flops: float = math.nan
+    """Floating-point operations of its matrix products."""
+    bytes_peak: float = math.nan
+    """Most memory above what was held before the call."""
+    launched: float = math.nan
+    """Operations (CPU) or kernels (CUDA) launched."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the answer is within the case's tolerance."""
+        return self.error <= self.case.tolerance
+
+    @property
+    def busy(self) -> float:
+        """Median busy seconds of the whole answer."""
+        return median(one.busy for one in self.times)
+
+
+def measured(case: Case, device: str, seconds: float) -> list[Row]:
+    """One row per side: answers first; only the sides that agree are timed, in turn, for about `seconds` a side."""
+    first = case.sides[0]
+    reference = _flat(first.run())
+    n_answers = reference.numel()
+    rows = [_answered(case, side, reference, device) for side in case.sides]
+    timed_rows = [row for row in rows if row.agrees]
+    repeats = {row.side.name: _warmed(row.side, device) for row in timed_rows}
+    rounds: list[dict[str, Time]] = []
+    started = time.perf_counter()
+    while len(rounds) < ROUNDS[0] or (
+        len(rounds) < ROUNDS[1] and time.perf_counter() - started < seconds * len(timed_rows)
+    ):
+        rounds.append({row.side.name: _scaled_time(row.side, device, repeats, n_answers) for row in timed_rows})
+    return [_with_times(row, rounds, first.name) if row.agrees else row for row in rows]
+
+
+def _answered(case: Case, side: Side, reference: Tensor, device: str) -> Row:
+    """The row of a side before it is timed: its error, its counts, its memory."""
+    whole = side.scale(reference.numel())
+    (answer, flops, operations), peak = peak_memory(lambda: counted(side.run), device)
+    found = _flat(answer)
+    there = reference if side.sample is None else reference[list(side.sample)]
+    if found.shape != there.shape:
+        raise ValueError(f"'{side.name}' gave {found.numel()} numbers on '{case.name}', not {there.numel()}")
+    error = float(torch.where(found == there, 0, (found - there).abs()).max()) / case.size  # -inf is equal to -inf
+    launched = operations if device == "cpu" else launches(side.run)
+    unseen = math.nan if side.captured else 1.0
+    return Row(
+        case, side, error if error == error else math.inf, flops=flops * whole * unseen, bytes_peak=peak,
+        launched=launched * whole,
+    )  # fmt: skip
+
+
+def _with_times(row: Row, rounds: Sequence[dict[str, Time]], first: str) -> Row:
+    name = row.side.name
+    ratio = median(one[name].busy / one[first].busy for one in rounds)
+    return replace(row, times=tuple(one[name] for one in rounds), ratio=ratio)
+
+
+def _warmed(side: Side, device: str) -> int:
+    """How often a side is repeated within one timing, after its warm-up."""
+    for _ in range(WARM_UPS if device == "cuda" else 1):
+        once = timed(side.run, device).wall
+    return max(1, math.ceil(SHORTEST / max(once, 1e-7)))
+
+
+def _scaled_time(side: Side, device: str, repeats: dict[str, int], n_answers: int) -> Time:
+    gc.collect()
+    one, whole = timed(side.run, device, repeats[side.name]), side.scale(n_answers)
+    return Time(one.busy * whole, one.wall * whole)
+
+
+def timed(work: Callable[[], object], device: str, repeats: int = 1) -> Time:
+    """Seconds of one call, the mean of `repeats` in a row.
+
+    Busy time is the CPU time of the process on a CPU, which other work on the machine disturbs least, and the time
+    between two events on CUDA, where the wall clock stands beside it: their gap is what launches cost.
+    """
+    if device != "cuda":
+        start, busy = time.perf_counter(), time.process_time()
+        for _ in range(repeats):
+            work()
+        return Time((time.process_time() - busy) / repeats, (time.perf_counter() - start) / repeats)
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    before.record()
+    for _ in range(repeats):
+        work()
+    after.record()
+    torch.cuda.synchronize()
+    return Time(before.elapsed_time(after) / 1000 / repeats, (time.perf_counter() - start) / repeats)
+
+
+def matmul_rate(device: str, size: int | None = None) -> float:
+    """FLOPs per busy second of a square float32 matrix product, the best of ten."""
+    size = size or (8192 if device == "cuda" else 1536)
+    a = torch.randn(size, size, device=device)
+    timed(lambda: a @ a, device)
+    return 2 * size**3 / min(timed(lambda: a @ a, device).busy for _ in range(10))
+
+
+def _flat(answer: Tensor | Sequence[Tensor]) -> Tensor:
+    """The numbers of an answer, in float64 on the CPU."""
+    parts = [answer] if isinstance(answer, Tensor) else answer
+    return torch.cat([part.detach().flatten().to("cpu", torch.float64) for part in parts])

@@ -1,0 +1,193 @@
+"""The other sides: `transformer_lens.patching`, plain loops of hooked passes, and the usual gradient recipe.
+
+None is handicapped: no gradients are recorded where none are needed, values to patch in are cached before the clock
+starts, and hooks edit as their libraries do. Part of a sweep can be run, where all of it would take minutes: every run
+costs a peer the same.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+import mechkit as mk
+from mechkit.core.site import Site
+
+Cell = tuple[str, tuple[int, ...]]
+"""What is patched, by TransformerLens's name, and where: layer and position, head, or both."""
+
+AXES = {
+    "resid_pre": "lp", "attn_out": "lp", "mlp_out": "lp", "attn_head_out_all_pos": "lh", "attn_head_out_by_pos": "lph",
+    "attn_head_q_all_pos": "lh",
+}  # fmt: skip
+"""Axes of each function's answer: layer, position, head."""
+COLUMNS = {"l": "layer", "p": "pos", "h": "head"}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Runs that patch every cell of some kinds, in the order of TransformerLens's answers."""
+
+    model: Any
+    pair: mk.Pair
+    kinds: tuple[str, ...]
+
+    @cached_property
+    def cache(self):
+        """TransformerLens's cache of the clean run, every name."""
+        return self.model.run_with_cache(self.pair.clean.tokens)[1]
+
+    def metric(self, logits: Tensor) -> Tensor:
+        """Logit difference at the last token, as one number: what these functions take."""
+        answer, wrong = int(self.pair.clean.answers[0, 0]), int(self.pair.clean.wrong[0, 0])
+        return logits[0, -1, answer] - logits[0, -1, wrong]
+
+    def cells(self) -> list[Cell]:
+        """Every run."""
+        cfg = self.model.cfg
+        sizes = {"l": cfg.n_layers, "p": self.pair.clean.tokens.shape[1], "h": cfg.n_heads}
+        return [(kind, place) for kind in self.kinds for place in product(*(range(sizes[axis]) for axis in AXES[kind]))]
+
+    def by_transformer_lens(self, cells: Sequence[Cell]) -> Tensor:
+        """The chosen cells by the library's own functions; one call per kind."""
+        from transformer_lens import patching
+
+        found = []
+        for kind in self.kinds:
+            places = [place for name, place in cells if name == kind]
+            if not places:
+                continue
+            patch = getattr(patching, f"get_act_patch_{kind}")
+            table = pd.DataFrame(places, columns=["layer", *(COLUMNS[axis] for axis in AXES[kind][1:])])
+            with quiet():
+                arguments = (self.model, self.pair.corrupt.tokens, self.cache, self.metric)
+                found.append(patch(*arguments, index_axis_names=None, index_df=table))
+        return torch.cat(found)
+
+    def by_loop(self, cells: Sequence[Cell]) -> Tensor:
+        """The chosen cells by a loop of `run_with_hooks`."""
+        found = []
+        for kind, place in cells:
+            name, key = hook_of(kind, place)
+
+            def replace(x: Tensor, hook, key=key) -> Tensor:
+                x = x.clone()
+                x[key] = self.cache[hook.name][key]
+                return x
+
+            logits = self.model.run_with_hooks(self.pair.corrupt.tokens, fwd_hooks=[(name, replace)])
+            found.append(self.metric(logits))
+        return torch.stack(found)
+
+    def sites(self) -> list[Site]:
+        """Every run as a site."""
+        return [site_of(kind, place) for kind, place in self.cells()]
+
+
+def hook_of(kind: str, place: Sequence[int]) -> tuple[str, tuple]:
+    """Hook name of a cell, and the index of its slice."""
+    site = site_of(kind, place)
+    whole = slice(None)
+    head = () if site.head is None else (site.head,)
+    return site.hook, (whole, whole if site.pos is None else site.pos, *head)
+
+
+def site_of(kind: str, place: Sequence[int]) -> Site:
+    """The cell as mechkit's site."""
+    at = dict(zip(AXES[kind], place, strict=True))
+    name = {"attn_head_out_all_pos": "z", "attn_head_out_by_pos": "z", "attn_head_q_all_pos": "q"}.get(kind, kind)
+    return Site(name, layer=at["l"], head=at.get("h"), pos=at.get("p"))
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Path patching from every head to receivers, by two passes per sender."""
+
+    model: Any
+    pair: mk.Pair
+    receivers: Sequence[Site]
+
+    @cached_property
+    def heads(self) -> tuple[Any, Any]:
+        """Caches of every head's output on the clean and on the corrupt prompt."""
+        sides = (self.pair.clean.tokens, self.pair.corrupt.tokens)
+        clean, corrupt = (self.model.run_with_cache(tokens, names_filter=_is_z)[1] for tokens in sides)
+        return clean, corrupt
+
+    def senders(self) -> list[Site]:
+        """Every head, all positions."""
+        cfg = self.model.cfg
+        return [Site("z", layer=layer, head=head) for layer in range(cfg.n_layers) for head in range(cfg.n_heads)]
+
+    def by_loop(self, senders: Sequence[Site]) -> Tensor:
+        """The metric on the clean prompt when what each sender sends on the corrupt one reaches the receivers alone."""
+        sweep = Sweep(self.model, self.pair, ())
+        clean, corrupt = self.heads
+        found = []
+        for sender in senders:
+
+            def hold(x: Tensor, hook, sender=sender) -> Tensor:
+                x = clean[hook.name].clone()
+                if hook.name == sender.hook:
+                    x[:, :, int(sender.head or 0)] = corrupt[hook.name][:, :, int(sender.head or 0)]
+                return x
+
+            received: dict[str, Tensor] = {}
+            reading = [
+                (name, lambda x, hook, received=received: received.__setitem__(hook.name, x.clone()))
+                for name in {site.hook for site in self.receivers}
+            ]
+            self.model.run_with_hooks(self.pair.clean.tokens, fwd_hooks=[(_is_z, hold), *reading])
+            arriving = [(site.hook, self._arrive(int(site.head or 0), received)) for site in self.receivers]
+            found.append(sweep.metric(self.model.run_with_hooks(self.pair.clean.tokens, fwd_hooks=arriving)))
+        return torch.stack(found)
+
+    @staticmethod
+    def _arrive(head: int, received: dict[str, Tensor]) -> Callable:
+        def hook(x: Tensor, hook) -> Tensor:
+            x = x.clone()
+            x[:, :, head] = received[hook.name][:, :, head]
+            return x
+
+        return hook
+
+
+def _is_z(name: str) -> bool:
+    return name.endswith("hook_z")
+
+
+def attribution_by_backward(sweep: Sweep) -> Tensor:
+    """Attribution patching of every cell by the usual recipe: `value.backward()` with caching hooks both ways."""
+    model, cells = sweep.model, sweep.cells()
+    names = sorted({hook_of(kind, place)[0] for kind, place in cells})
+    _, clean = model.run_with_cache(sweep.pair.clean.tokens, names_filter=names)
+    values, slopes = {}, {}
+    forward = [(name, lambda x, hook: values.__setitem__(hook.name, x.detach())) for name in names]
+    backward = [(name, lambda x, hook: slopes.__setitem__(hook.name, x)) for name in names]
+    model.zero_grad(set_to_none=True)
+    with torch.enable_grad(), model.hooks(forward, backward):
+        sweep.metric(model(sweep.pair.corrupt.tokens)).backward()
+    found = []
+    for kind, place in cells:
+        name, key = hook_of(kind, place)
+        found.append(((clean[name] - values[name])[key] * slopes[name][key]).sum())
+    return torch.stack(found)
+
+
+def spaced(n: int, wanted: int) -> list[int]:
+    """`wanted` numbers of 0 to n - 1, evenly spaced, or all of them."""
+    return list(range(n)) if wanted >= n else sorted({round(i * (n - 1) / (wanted - 1)) for i in range(wanted)})
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars on stderr inside the block."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield

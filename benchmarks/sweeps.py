@@ -1,0 +1,79 @@
+"""What does a patching sweep cost, against `transformer_lens.patching` and a plain loop of hooked passes?
+
+Every side answers the same question on the same pair, without gradients. Peers answer a stated sample of the runs, as
+each costs them one whole forward pass; their times are scaled to all runs.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+import mechkit as mk
+from benchmarks.measure import Case, Row, Side, measured
+from benchmarks.models import Subject, largest_logit
+from benchmarks.peers import Sweep, spaced
+
+KINDS = {
+    "resid_pre": ("resid_pre",),
+    "heads, all positions": ("attn_head_out_all_pos",),
+    "every block": ("resid_pre", "attn_out", "mlp_out"),
+    "heads by position": ("attn_head_out_by_pos",),
+}
+"""Sweeps by what `transformer_lens.patching` calls its parts."""
+PAIRS = (5, None)
+"""The first token at which the two prompts differ; None for prompts that differ everywhere."""
+WANTED = {
+    ("resid_pre", 5): 30, ("heads, all positions", 5): 11, ("every block", 5): 30, ("heads by position", 5): 30,
+    ("resid_pre", None): 14, ("every block", None): 14,
+}  # fmt: skip
+"""How many times the CPU time of mechkit `transformer_lens.patching` is to take at GPT-2-small shape, 16 tokens."""
+PEERS_UP_TO = 128
+"""Longest prompt that peers run on."""
+
+
+@torch.no_grad()
+def sweep_rows(subject: Subject, device: str, size: str, seconds: float) -> Iterator[Row]:
+    """Rows of every sweep on every pair and prompt length of one model."""
+    for n_tokens in subject.lengths:
+        for first in PAIRS:
+            pair = subject.pair(n_tokens, first=first)
+            largest = largest_logit(subject.model, pair.clean)
+            for name, kinds in KINDS.items():
+                wanted = WANTED.get((name, first)) if _is_target(subject, n_tokens) else None
+                sides = _sides(Sweep(subject.model, pair, kinds), size, wanted)
+                case = Case(subject.name, f"{name}, {described(pair)}", sides, largest)
+                yield from measured(case, device, seconds)
+
+
+def described(pair: mk.Pair) -> str:
+    """A pair in words: how long it is and where its prompts differ."""
+    differ = (pair.clean.tokens != pair.corrupt.tokens)[0]
+    where = "differ everywhere" if bool(differ.all()) else f"first differ at token {int(differ.int().argmax())}"
+    return f"{len(differ)} tokens, {where}"
+
+
+def _is_target(subject: Subject, n_tokens: int) -> bool:
+    return subject.name == "GPT-2-small shape" and n_tokens == 16
+
+
+def _sides(sweep: Sweep, size: str, wanted: float | None) -> list[Side]:
+    cells = sweep.cells()
+    sides = [Side("mechkit", lambda: by_mechkit(sweep), len(cells) + 2)]
+    if sweep.pair.clean.tokens.shape[1] > PEERS_UP_TO:
+        return sides
+    chosen = spaced(len(cells), 12 if size == "small" else 48)
+    sample = None if len(chosen) == len(cells) else chosen
+    some = [cells[i] for i in chosen]
+    return [
+        *sides,
+        Side("transformer_lens.patching", lambda: sweep.by_transformer_lens(some), len(cells) + 1, sample, wanted),
+        Side("run_with_hooks loop", lambda: sweep.by_loop(some), len(cells) + 1, sample),
+    ]
+
+
+def by_mechkit(sweep: Sweep) -> torch.Tensor:
+    """Every run of the sweep by one call of the engine."""
+    sites = sweep.sites()
+    clean = mk.activations(sweep.model, sweep.pair.clean, sites)
+    runs = [[mk.Replace(site, clean[site])] for site in sites]
+    return mk.sweep(sweep.model, sweep.pair.corrupt, runs, mk.logit_diff).scores[:, 0]

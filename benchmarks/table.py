@@ -1,0 +1,56 @@
+"""Rows of a benchmark as a Markdown table."""
+
+import math
+from collections.abc import Iterable, Sequence
+from statistics import median
+
+from benchmarks.measure import Row
+
+HEAD = (
+    "model", "case", "by", "passes", "answers agree", "{busy} s (min to max)", "wall s", "times the first", "wanted",
+    "GFLOP", "of matmul rate", "peak MiB", "{launched}",
+)  # fmt: skip
+
+
+def table(title: str, rows: Iterable[Row], device: str, rate: float) -> str:
+    """A section: title, then one line per side of every case. `rate` is in FLOPs per busy second."""
+    words = {"busy": "CPU", "launched": "operations"} if device == "cpu" else {"busy": "event", "launched": "launches"}
+    head = [name.format(**words) for name in HEAD]
+    lines = [head, ["---"] * len(head), *(_cells(row, rate) for row in rows)]
+    return "\n".join([f"## {title}", "", *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def _cells(row: Row, rate: float) -> list[str]:
+    side = row.side
+    sampled = "" if side.sample is None else f", from {len(side.sample)} runs"
+    agrees = f"{'yes' if row.agrees else 'NO'}, {row.error:.0e}"
+    known = [row.case.model, row.case.name, side.name + sampled, f"{side.passes:,g}", agrees]
+    if not row.times:
+        return [*known, *["not timed"] * 3, "", *[""] * 4]
+    share = row.flops / row.busy / rate
+    return [
+        *known, spread([one.busy for one in row.times]), number(median(one.wall for one in row.times)),
+        f"{row.ratio:.2f}" if row.ratio < 10 else f"{row.ratio:.1f}",
+        "" if side.wanted is None else f"≥ {side.wanted:g}",
+        number(row.flops / 1e9), "" if math.isnan(share) else f"{share:.0%}", _mebibytes(row.bytes_peak),
+        "" if math.isnan(row.launched) else f"{row.launched:,.0f}",
+    ]  # fmt: skip
+
+
+def spread(times: Sequence[float]) -> str:
+    """Median with minimum and maximum."""
+    return f"{number(median(times))} ({number(min(times))} to {number(max(times))})"
+
+
+def number(value: float) -> str:
+    """Three digits, without an exponent."""
+    if math.isnan(value):
+        return ""
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{digits}f}"
+
+
+def _mebibytes(value: float) -> str:
+    return "" if math.isnan(value) else number(value / 2**20)
