@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from mechkit.core.engine.fused import Layer, obstacle
 from mechkit.core.places import cut, groups, paste, places
 from mechkit.core.prompts import Pair, Prompts
 from mechkit.core.site import Site
@@ -30,6 +31,8 @@ _JOINS = {"embed": "pre", "pos_embed": "pre", "resid_pre": "pre", "mlp_out": "po
 _BASES = {"pre": "resid_pre", "mid": "resid_mid", "post": "resid_post"}
 _PASSED = {"pre": 0, "mid": 4, "post": 6}
 """How many of `RECEIVERS` in a sender's own block lie before the point where it joins."""
+_ROWS = 448
+"""Rows that go through an MLP together: enough for a fast matrix product, few enough to stay in the cache."""
 
 
 @dataclass
@@ -48,7 +51,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.sender)
 
-    def of(self, values: Float[Tensor, "prompt pos *slice"]) -> Float[Tensor, "row *slice"]:
+    def of(self, values: Shaped[Tensor, "prompt pos *slice"]) -> Shaped[Tensor, "row *slice"]:
         """What `values` holds at each row's prompt and position."""
         return values[self.prompt, self.pos]
 
@@ -88,7 +91,7 @@ class Inbox:
 
     def take(self, rows: Rows, read: Callable[[Tensor], Tensor], states: Tensor) -> None:
         """Write `read` of the rows' states over the clean slice, where the receiver reads."""
-        here = self.reads[rows.prompt, rows.pos]
+        here = rows.of(self.reads)
         some = rows.where(here)
         if len(some):
             values = read(states if len(some) == len(rows) else states[here])
@@ -130,6 +133,7 @@ class Deltas:
     ) -> None:
         self.model, self.pair, self.receivers, self.hold_mlps = model, pair, list(receivers), hold_mlps
         self.clean, self.corrupt = clean, corrupt
+        self.lean = obstacle(model) is None
         self.last = max(layer_of(site) for site in receivers)
         cfg = model.cfg
         self.sequential = not (cfg.attn_only or cfg.parallel_attn_mlp)
@@ -162,7 +166,8 @@ class Deltas:
         for layer in range(self.last + 1):
             rows = self._block(layer, rows, list(enumerate(senders)), inboxes)
         errors = [inbox.control() for inbox in inboxes]
-        errors += [self._unwritten(layer) for layer in {layer_of(site) for site in senders if site.name == "z"}]
+        heads = {layer_of(site) for site in senders if site.name == "z"}
+        errors += [self._unwritten(layer) for layer in heads if layer <= self.last]
         return [inbox.slices() for inbox in inboxes], max(errors)
 
     def _inboxes(self, n_runs: int) -> list[Inbox]:
@@ -183,6 +188,7 @@ class Deltas:
         if self.sequential:
             rows = self._join("mid", layer, rows.then(rows.state + attn_out), mine, inboxes)
             self._tell(layer, ("resid_mid",), rows, rows.state, inboxes)
+            rows = self._ahead(rows, layer, "mlp_out", inboxes)
         written = 0 if self.model.cfg.attn_only else self._mlp(layer, block, rows)
         if isinstance(written, Tensor):
             self._tell(layer, ("mlp_out",), rows, written, inboxes)
@@ -191,11 +197,17 @@ class Deltas:
             written = attn_out + written
         rows = self._join("post", layer, rows.then(rows.state + written), mine, inboxes)
         self._tell(layer, ("resid_post",), rows, rows.state, inboxes)
-        return rows.where(reach(inboxes, layer, len(RECEIVERS))[rows.prompt, rows.pos])
+        return self._ahead(rows, layer + 1, "resid_pre", inboxes)
+
+    def _ahead(self, rows: Rows, layer: int, name: str, inboxes: Sequence[Inbox]) -> Rows:
+        """The rows that are still to be read, at that hook or later."""
+        return rows.where(rows.of(reach(inboxes, layer, RECEIVERS.index(name))))
 
     def _mlp(self, layer: int, block, rows: Rows) -> Float[Tensor, "row d_model"]:
         if self.hold_mlps:
             return rows.of(self.clean[Site("mlp_out", layer)])
+        if self.lean and len(rows):
+            return Layer(block, self.pair.clean.tokens.shape[1]).mlp_in_blocks(rows.state, _ROWS)
         return block.apply_mlp(block.ln2(rows.state[None]))[0]
 
     def _join(self, point: str, layer: int, rows: Rows, senders, inboxes: Sequence[Inbox]) -> Rows:

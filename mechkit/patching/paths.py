@@ -56,8 +56,8 @@ def path_patch(
     "logits", which stands for the last block's resid_post where the metric reads it. Rows name the receiver, or
     `receivers` where there are several, listed in `meta["receivers"]`. A sender without a path to them scores 0.
 
-    Cost: two passes per prompt length, one propagation of all senders through the MLPs up to the last receiver (of the
-    rows that changed and are read, `max_bytes` of them at a time), and one `sweep` with a run per sender.
+    Cost: two passes per prompt length and three more, one propagation of all senders through the MLPs up to the last
+    receiver (of rows that changed and are read, `max_bytes` of them at a time), and one `sweep` of a run per sender.
     `meta["path"]` says "deltas", or why each sender took a pass of its own: the model has hooks, or parts whose steps
     are not known, or a receiver is another hook (pattern, mlp_post, ...).
     Raises ValueError for a site the model lacks, a sender that is not in the residual stream, a receiver that is held,
@@ -69,7 +69,6 @@ def path_patch(
     measured = as_metric(metric)
     ends = _ends(model, pair, senders, receivers, measured, freeze)
     protocol = Protocol(model, pair, *ends, hold_mlps=freeze == "all")
-    clean, corrupt = (measured(logits, prompts) for logits, prompts in protocol.outputs())
     scores = protocol.scores(measured, max_bytes)
     meta = {
         "verb": "path_patch",
@@ -81,7 +80,7 @@ def path_patch(
     }
     receiver = protocol.receivers[0] if len(protocol.receivers) == 1 else Site("receivers")
     edges = [Edge(sender, receiver) for sender in protocol.senders]
-    return Result.of_edges(edges, scores - clean, measured.unit, meta, gap=(corrupt - clean).cpu())
+    return Result.of_edges(edges, scores, measured.unit, meta, gap=protocol.gap(measured).cpu())
 
 
 def _ends(model, pair: Pair, senders: Sites, receivers: Sites, metric: Metric, freeze: Freeze):

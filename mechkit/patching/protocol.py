@@ -3,7 +3,7 @@
 Prompts of one length are recorded and propagated together; the patched runs are one `sweep` over all prompts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import torch
@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechkit.core.interventions import Replace, Slice
-from mechkit.core.loop import Loop
 from mechkit.core.metrics import Metric
 from mechkit.core.places import Place
 from mechkit.core.progress import progress
@@ -48,13 +47,14 @@ class Protocol:
             by_lengths.setdefault(lengths, []).append(i)
         self.groups = [Group(self, numbers) for numbers in by_lengths.values()]
 
-    def outputs(self) -> Iterator[tuple[Tensor, Prompts]]:
-        """Logits and prompts of the clean run, then of the corrupt one."""
-        for side in ("clean", "corrupt"):
-            yield self._merged([getattr(group, side)[0] for group in self.groups], 0), getattr(self.pair, side)
+    def gap(self, metric: Metric) -> Float[Tensor, "prompt"]:
+        """The metric of x_new minus that of x_orig."""
+        pair = self.pair
+        corrupt = sweep(self.model, pair.corrupt, [[]], metric, base=pair.edits).scores
+        return (corrupt - sweep(self.model, pair.clean, [[]], metric).scores)[0]
 
     def scores(self, metric: Metric, max_bytes: int) -> Float[Tensor, "sender prompt"]:
-        """The metric of the patched runs."""
+        """The metric of the patched runs minus that of x_orig."""
         size = max(1, max_bytes // sum(group.bytes_per_sender for group in self.groups))
         chunks = [self.senders[i : i + size] for i in range(0, len(self.senders), size)]
         return torch.cat([self._scores(chunk, metric) for chunk in progress(chunks, "senders")])
@@ -66,7 +66,8 @@ class Protocol:
                 [Received(site, value[i]) for site, value in zip(self.receivers, values, strict=True)]
                 for i in range(len(senders))
             ]
-            return sweep(self.model, self.pair.clean, runs, metric).scores
+            found = sweep(self.model, self.pair.clean, [[], *runs], metric).scores
+            return found[1:] - found[0]
         except torch.OutOfMemoryError:
             if len(senders) == 1:
                 raise
@@ -77,7 +78,7 @@ class Protocol:
         """What each receiver reads for every sender, on all prompts."""
         if self.obstacle is None:
             found = [group.deltas.values(senders) for group in self.groups]
-            dtype = self.groups[0].clean[0].dtype
+            dtype = next(iter(self.groups[0].clean.values())).dtype
             if max(error for _, error in found) <= _TOLERANCE.get(dtype, _HALF_TOLERANCE):
                 return self._all_prompts([values for values, _ in found])
             self.obstacle = "a row that changes nothing does not arrive as in the clean run"
@@ -107,38 +108,40 @@ class Group:
         self.protocol, self.numbers, self.pair = protocol, numbers, protocol.pair[numbers]
 
     @cached_property
-    def clean(self) -> tuple[Tensor, dict[Site, Tensor]]:
-        """Logits and hook tensors of x_orig."""
+    def clean(self) -> dict[Site, Tensor]:
+        """Hook tensors of x_orig that the deltas start from."""
         p = self.protocol
-        wanted = Deltas.needs(p.model, p.senders, p.receivers, p.hold_mlps) if p.obstacle is None else []
-        return Loop(p.model, self.pair.clean, wanted).forward([])
+        return self._recorded(self.pair.clean, Deltas.needs(p.model, p.senders, p.receivers, p.hold_mlps))
 
     @cached_property
-    def corrupt(self) -> tuple[Tensor, dict[Site, Tensor]]:
-        """Logits and hook tensors of x_new."""
-        wanted = list(dict.fromkeys(whole(site) for site in self.protocol.senders))
-        return Loop(self.protocol.model, self.pair.corrupt, wanted).forward([])
+    def corrupt(self) -> dict[Site, Tensor]:
+        """Hook tensors of x_new that are sent."""
+        return self._recorded(self.pair.corrupt, [whole(site) for site in self.protocol.senders], self.pair.edits)
+
+    def _recorded(self, prompts: Prompts, sites: Iterable[Site], base: Sequence = ()) -> dict[Site, Tensor]:
+        wanted = list(dict.fromkeys(sites))
+        read = sweep(self.protocol.model, prompts, [[]], _NOTHING, base=base, read=wanted).read
+        return {site: read[site][0] for site in wanted}
 
     @cached_property
     def deltas(self) -> Deltas:
         """The propagation on these prompts."""
         p = self.protocol
-        return Deltas(p.model, self.pair, p.receivers, p.hold_mlps, self.clean[1], self.corrupt[1])
+        return Deltas(p.model, self.pair, p.receivers, p.hold_mlps, self.clean, self.corrupt)
 
     @cached_property
     def _held(self) -> dict[Site, Tensor]:
         """Clean values of what is held in passes of two, and of the senders."""
         p = self.protocol
         held = [Site(name, layer) for layer in range(p.model.cfg.n_layers) for name in _held_names(p.hold_mlps)]
-        wanted = dict.fromkeys([*held, *(whole(site) for site in p.senders)])
-        return Loop(p.model, self.pair.clean, list(wanted)).forward([])[1]
+        return self._recorded(self.pair.clean, [*held, *(whole(site) for site in p.senders)])
 
     def by_passes(self, senders: Sequence[Site]) -> list[Float[Tensor, "sender prompt *slice"]]:
         """What each receiver reads, by one pass per sender with everything held that is not on its paths."""
         p = self.protocol
         base = [Replace(site, value) for site, value in self._held.items() if site.name in _held_names(p.hold_mlps)]
         runs = [
-            [Replace(whole(site), swapped(site, self._held[whole(site)], self.corrupt[1][whole(site)], self.pair))]
+            [Replace(whole(site), swapped(site, self._held[whole(site)], self.corrupt[whole(site)], self.pair))]
             for site in senders
         ]
         read = sweep(p.model, self.pair.clean, runs, _NOTHING, base=base, read=p.receivers).read

@@ -5,7 +5,6 @@ import torch
 
 import mechkit as mk
 from mechkit.core.places import cut, paste, places
-from mechkit.patching import paths, protocol
 from mechkit.patching.paths import path_patch
 
 PAIR = mk.Pair.from_tokens(
@@ -68,6 +67,7 @@ def questions(model):
     yield heads, "logits", "attention"
     yield [heads, "L0.H0.z@*"], [f"L{last}.H0.q", f"L{last}.k@s", f"L{last}.H0.v@-1"], "attention"
     yield ["embed@2", "L0.resid_pre@s", "L1.attn_out@-1", "L0.z#3"], [f"L{last}.q@-1", f"L{last}.H0.k#2"], "all"
+    yield ["L0.H0.z@*", "L1.z", "L1.resid_pre"], "L1.H0.k", "attention"
     yield ["L0.H0.z@*"], [f"L{last}.resid_pre@s[-1]", f"L{last - 1}.resid_post@2:4#1"], "attention"
     if not model.cfg.attn_only:
         yield [heads, "L*.mlp_out@-1", "L0.resid_pre@-1"], [f"L{last}.mlp_out@-1", "L1.v"], "attention"
