@@ -3,7 +3,7 @@
     runs = [[Zero(site)] for site in expand(model, "L*.H*.z@-1")]
     sweep(model, prompts, runs, logit_diff).scores          # [run, prompt]
 
-The definition is `core.loop`: one hooked forward pass per run and prompt length.
+The definition is `core.loop`, one hooked forward pass per run and prompt length; `core.engine` gives the same numbers.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechkit.core.engine.choose import measure
 from mechkit.core.interventions import Intervention
-from mechkit.core.loop import Loop, loop
+from mechkit.core.loop import Loop
 from mechkit.core.metrics import Metric, as_metric
 from mechkit.core.places import check_site, expand
-from mechkit.core.prompts import Prompts
+from mechkit.core.prompts import Prompts, check_tokens
 from mechkit.core.site import Site
 
 
@@ -31,10 +32,12 @@ class Sweep:
     """The metric's unit."""
     read: Mapping[Site, Float[Tensor, "run prompt *slice"]] = field(default_factory=dict)
     """The slices of the sites that were asked for, by site."""
-    path: str = "loop"
-    """The engine that ran: `loop` is one hooked forward pass per run and prompt length."""
+    path: str = "lean"
+    """What ran: `lean`, `general`, or `lean+general` where only some runs needed the model's own modules."""
     passes: int = 0
-    """Forward passes made."""
+    """Passes over the layers, whole or in part."""
+    n_rows: int = 0
+    """Runs on prompts that changed something; the others were not run."""
 
 
 class Activations(Mapping):
@@ -76,21 +79,31 @@ def sweep(
     *,
     base: Sequence[Intervention] = (),
     read: "str | Site | Iterable[str | Site]" = (),
+    memory: int | None = None,
 ) -> Sweep:
     """The metric on every prompt after each run's edits, `scores[run, prompt]`.
 
     Each run is a list of edits, made in forward order, then list order, after those of `base`, which all runs
     share. `read` names sites whose slices are returned for every run. Several metrics, in a list, are measured on the
-    same runs and give `scores[run, prompt, metric]`.
+    same runs and give `scores[run, prompt, metric]`. `memory` is the most to use above the loaded model, in bytes
+    (half of what is free, unless told).
 
-    Unit: the metric's. Cost: one forward pass per run and prompt length.
-    Raises ValueError for a site the model lacks, an edit that never fires, or a metric of the wrong shape.
+    The numbers are those of one hooked forward pass per run. What a run shares with the base run is not computed
+    again: layers and positions before its first change, and what the metric does not read. `Sweep.path` says how it
+    ran: `lean` (laid out weights, packed tokens), `general` (the model's own modules, many runs a batch) or both.
+
+    Unit: the metric's. Cost: one pass over the layers for the base run, then one with a growing batch for as many runs
+    as fit into memory; see `plan`.
+    Raises ValueError for a site the model lacks, an edit that never fires, a metric of the wrong shape, NaN in the
+    unedited model, and a `memory` that one run exceeds.
     """
     several = isinstance(metric, Sequence)
     metrics = [as_metric(one) for one in (metric if several else [metric])]
-    wanted = expand(model, read, prompts)
+    runs, base, wanted = [list(run) for run in runs], list(base), expand(model, read, prompts)
     for edit in [*base, *(edit for run in runs for edit in run)]:
         check_site(model, edit.site)
-    scores, slices, passes = loop(model, prompts, runs, metrics, base, wanted)
+    check_tokens(model, prompts)
+    measured = measure(model, prompts, runs, metrics, base, wanted, memory)
     unit = ", ".join(one.unit for one in metrics)
-    return Sweep(scores if several else scores[..., 0], unit, slices, "loop", passes)
+    scores = measured.scores if several else measured.scores[..., 0]
+    return Sweep(scores, unit, measured.read if runs else {}, measured.path, measured.passes, measured.n_rows)

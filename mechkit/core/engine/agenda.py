@@ -1,6 +1,6 @@
 """What a sweep has to do at each hook: its runs' edits, those under all runs, and the sites to read.
 
-A stage is a layer and a hook name, such as `(3, "attn_out")`; the embeddings are layer -1.
+A stage is a layer and a hook name, such as `(3, "attn_out")`; the embeddings are layer -1, the final norm is after all.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,13 +28,17 @@ BLOCK = ("resid_pre", *ATTENTION, "z", "result", "attn_out", "resid_mid", *HIDDE
 TOP = ("embed", "pos_embed")
 """The stages before the first block."""
 
-_RANK = {name: i for i, name in enumerate((*TOP, *BLOCK))}
+_AFTER = 1 << 20
+"""The layer of stages after the last block."""
+
 _QUERY_SIDE = frozenset({"q", "rot_q", "attn_scores", "pattern"})
 
 
 def stage_of(site: Site) -> Stage:
     """The stage of a concrete site."""
-    return (-1 if site.layer is None else int(site.layer), site.name)
+    if site.layer is None:
+        return (-1 if site.name in TOP else _AFTER, site.name)
+    return (int(site.layer), site.name)
 
 
 def lean_site(model, site: Site) -> bool:
@@ -80,14 +84,17 @@ class Agenda:
         for site in read:
             self.reads.setdefault(stage_of(site), []).append(site)
         self.stages = {*self.edits, *self.base, *self.reads}
+        sites = [*(edit.site for edit in base), *(edit.site for run in runs for edit in run), *read]
+        self.hooks = {stage_of(site): site.hook for site in sites}
+        """TransformerLens's hook of every stage where something happens."""
 
     def any(self, layer: int, names: Sequence[str]) -> bool:
         """Whether anything happens at one of these stages."""
         return any((layer, name) in self.stages for name in names)
 
-    def reading(self, site: Site) -> Stage:
-        """The stage where `site` is read."""
-        return next(stage for stage, sites in self.reads.items() if site in sites)
+    def at(self, site: Site) -> Stage:
+        """The stage of `site`."""
+        return stage_of(site)
 
     def first_layer(self, run: int) -> int:
         """The layer where a run first differs from the base run, at the earliest."""

@@ -4,14 +4,14 @@ While it runs, every edit is tried on it (`Scout`), which tells the runs that ch
 each of the others differs.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mechkit.core.engine.agenda import ATTENTION, HIDDEN, TOP, Agenda, Scout, Stage
 from mechkit.core.engine.fused import Fused, Layer
-from mechkit.core.interventions import Intervention
-from mechkit.core.places import Place, key
+from mechkit.core.engine.results import HeadOutputs
 from mechkit.core.prompts import Prompts
 
 
@@ -110,16 +110,13 @@ class BaseRun:
         if stage not in self.agenda.stages:
             return out
         both = torch.cat([z.flatten(2), out], -1)
-        self.raw[stage], change = both, results_through(layer)
+        heads = HeadOutputs(layer.W_O, layer.n_heads)
+        self.raw[stage] = both
         if self.agenda.base.get(stage):
             both = both.clone()
-            for edit in self.agenda.base[stage]:
-                for place, members in self.agenda.placed(edit.site):
-                    part = both[members]
-                    change(edit, part, place, [self.agenda.numbers[p] for p in members])
-                    both[members] = part
+            self.agenda.apply(self.agenda.base[stage], both, np.arange(self.n_prompts), heads.write)
         self.value[stage] = both
-        self.scout.look(stage, both, lambda *args: _tried_result(layer, *args))
+        self.scout.look(stage, both, heads.tried)
         return both[..., z.shape[2] * z.shape[3] :]
 
     def _mlp(self, i: int, layer: Layer, x: Tensor) -> Tensor:
@@ -127,41 +124,9 @@ class BaseRun:
         shape = (self.n_prompts, self.n_pos, -1)
         if not self.agenda.any(i, HIDDEN):
             return layer.mlp_in_blocks(flat, 4096).view(shape)
-        hidden = self.agenda.any(i, HIDDEN)
         pre, linear = layer.mlp_pre(layer.norm2(flat))
-        pre = self.see((i, "mlp_pre"), pre.view(shape), hidden)
+        pre = self.see((i, "mlp_pre"), pre.view(shape), True)
         if linear is not None:
-            linear = self.see((i, "mlp_pre_linear"), linear.view(shape), hidden)
-        post = self.see((i, "mlp_post"), layer.mlp_post(pre, linear), hidden)
+            linear = self.see((i, "mlp_pre_linear"), linear.view(shape), True)
+        post = self.see((i, "mlp_post"), layer.mlp_post(pre, linear), True)
         return layer.mlp_out(post.flatten(0, 1)).view(shape)
-
-
-def results_through(layer: Layer):
-    """A writer of `result` edits: `both` holds z and attn_out side by side, and the edit's change goes to attn_out."""
-
-    def write(edit: Intervention, both: Tensor, place: Place, numbers: list[int]) -> None:
-        old, new, out = _results(layer, edit, both, place, numbers)
-        delta = new - old
-        head_axis = edit.site.head is None
-        delta = delta.sum(-1 if edit.site.index is not None else -2) if head_axis else delta
-        pos = place if isinstance(place, slice | int) else place[0]
-        where = (slice(None), pos, ...) if edit.site.index is None else (slice(None), pos, edit.site.index)
-        out[where] = out[where] + delta
-
-    return write
-
-
-def _results(layer: Layer, edit: Intervention, both: Tensor, place: Place, numbers: list[int]) -> tuple:
-    """The slice of head outputs before and after `edit`, and attn_out as a view of `both`."""
-    width = layer.n_heads * layer.d_head
-    z, out = layer.heads(both[..., :width]), both[..., width:]
-    where = (slice(None), *key(edit.site.at(index=None), place))
-    W_O = layer.W_O.unflatten(0, (layer.n_heads, layer.d_head))
-    part = z[where]
-    old = torch.einsum("...hd,hdm->...hm", part, W_O) if edit.site.head is None else part @ W_O[edit.site.head]
-    old = old if edit.site.index is None else old[..., edit.site.index]
-    return old, edit.edit(old, numbers, place).to(old.dtype), out
-
-
-def _tried_result(layer: Layer, edit: Intervention, both: Tensor, place: Place, numbers: list[int]) -> tuple:
-    return _results(layer, edit, both, place, numbers)[:2]

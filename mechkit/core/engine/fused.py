@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Tokens = Float[Tensor, "token d"]
+Tokens = Float[Tensor, "token _"]
+Neurons = Float[Tensor, "*token d_mlp"]
 
 _GELU_TANH = frozenset({"gelu_new", "gelu_fast", "gelu_pytorch_tanh"})
 _POSITIONS = frozenset({"standard", "rotary", "shortformer", "alibi"})
@@ -44,20 +45,38 @@ def obstacle(model) -> str | None:
         return f"it has {cfg.positional_embedding_type} positions or lies on several devices"
     if (getattr(model, "tokenizer", None) is not None) and model.tokenizer.padding_side == "left":
         return "its tokenizer pads on the left"
+    return foreign(model)
+
+
+def foreign(model) -> str | None:
+    """What of the user's own is in `model`, hooks or modules, in words."""
     return _foreign_hook(model) or _foreign_module(model)
+
+
+def first_hooked_block(model) -> int:
+    """The first block that has a hook of the user's own; 0 where such a hook lies outside the blocks."""
+    hooked = [name.split(".") for name, module in model.named_modules() if _is_hooked(module)]
+    return min((int(path[1]) if path[0] == "blocks" and len(path) > 1 else 0 for path in hooked), default=1 << 30)
+
+
+def _is_hooked(module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 def _foreign_hook(model) -> str | None:
     for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        if _is_hooked(module):
             return f"it has a hook of its own on '{name or 'the model'}'"
     return None
 
 
 def _foreign_module(model) -> str | None:
     """The first module that is not TransformerLens's own, or that computes something the lean layers do not."""
+    from transformer_lens import HookedTransformer
     from transformer_lens import components as tl
 
+    if not isinstance(model, HookedTransformer):
+        return None
     norms = (tl.LayerNorm, tl.LayerNormPre, tl.RMSNorm, tl.RMSNormPre, torch.nn.Identity)
     known = {
         "ln1": norms, "ln2": norms, "attn": (tl.Attention, tl.GroupedQueryAttention), "mlp": (tl.MLP, tl.GatedMLP),
@@ -141,9 +160,16 @@ class Layer:
             allowed = allowed & (here[None, :] > here[:, None] - self.cfg.window_size)
         bias = like.new_zeros(1, self.n_pos, self.n_pos).masked_fill(~allowed, -torch.inf)
         if self.cfg.positional_embedding_type == "alibi":
-            slopes = self.attn.create_alibi_bias(self.n_heads, self.n_pos, like.device)
-            bias = bias + slopes.to(like.dtype)
+            bias = bias + self.attn.create_alibi_bias(self.n_heads, self.n_pos, like.device).to(like.dtype)
         return bias
+
+    def _alibi_shift(self, n_pos: int) -> Tensor | float:
+        """TransformerLens takes the last rows of the widest ALiBi matrix it has made; softmax does not feel it."""
+        if self.cfg.positional_embedding_type != "alibi":
+            return 0.0
+        widest = max(self.n_pos, 0 if self.attn.alibi is None else self.attn.alibi.shape[-1])
+        multipliers = self.attn.create_alibi_multipliers(self.n_heads, self.W_O.device).to(self.W_O.dtype)
+        return (n_pos - widest) * multipliers[:, None, None]
 
     def project(self, h: Tokens, which: slice) -> Tokens:
         """Some of the columns of queries, keys and values."""
@@ -198,7 +224,8 @@ class Layer:
         scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) / self.attn.attn_scale
         if self.capped:
             scores = self.cfg.attn_scores_soft_cap * torch.tanh(scores / self.cfg.attn_scores_soft_cap)
-        return scores + self.bias[:, first : first + q.shape[1], : scores.shape[-1]].to(scores.dtype)
+        bias = self.bias[:, first : first + q.shape[1], : scores.shape[-1]].to(scores.dtype)
+        return scores + bias + self._alibi_shift(scores.shape[-1])
 
     def mix(self, pattern: Tensor, v: Tensor) -> Float[Tensor, "row pos d_attn"]:
         """z of an attention pattern `[row, head, dest, src]`; a row that attends nowhere gives 0."""
@@ -218,7 +245,7 @@ class Layer:
             return h @ self.mlp.W_gate, h @ self.mlp.W_in
         return torch.addmm(self.mlp.b_in, h, self.mlp.W_in), None
 
-    def mlp_post(self, pre: Tokens, linear: Tokens | None) -> Tokens:
+    def mlp_post(self, pre: Neurons, linear: Neurons | None) -> Neurons:
         """Neurons."""
         return self.act(pre) if linear is None else self.act(pre) * linear + self.mlp.b_in
 

@@ -81,7 +81,7 @@ class Lean:
         parts = []
         for base in self.bases:
             placed = base.agenda.placed(site)
-            value = base.value[base.agenda.reading(site)]
+            value = base.value[base.agenda.at(site)]
             found = [cut(value[members], site, place) for place, members in placed]
             require_one_shape(site, found)
             order = torch.tensor([prompt for _, members in placed for prompt in members], device=value.device)

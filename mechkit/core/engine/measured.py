@@ -20,6 +20,8 @@ class Measured:
     """Passes over the layers."""
     n_rows: int
     """Runs on prompts that changed something."""
+    path: str = ""
+    """What ran."""
 
 
 def refuse_nan(logits: Tensor, numbers: Sequence[int]) -> None:

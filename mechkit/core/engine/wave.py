@@ -6,7 +6,6 @@ arithmetic on packed tokens.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -15,9 +14,10 @@ from torch import Tensor
 
 from mechkit.core.engine.agenda import HIDDEN, Stage, bits
 from mechkit.core.engine.attention import attend
-from mechkit.core.engine.base import BaseRun, results_through
+from mechkit.core.engine.base import BaseRun
 from mechkit.core.engine.front import Front, Rows
 from mechkit.core.engine.fused import Layer
+from mechkit.core.engine.results import HeadOutputs
 from mechkit.core.places import cut
 
 Pairs = Sequence[tuple[Tensor, Tensor]]
@@ -57,7 +57,7 @@ class Wave:
         return embed + positions
 
     def _block(self, i: int, layer: Layer, x: Tensor) -> Tensor:
-        at = partial(self.edit, layer=layer)
+        at = self.edit
         (x,) = at((i, "resid_pre"), x, [])
         if not self.front.joined.any() and not self._any_due(i):
             return x
@@ -67,7 +67,12 @@ class Wave:
         z, x = at((i, "z"), z, [(x, x_base)])
         out = layer.out(z.flatten(1))
         if (i, "result") in self.agenda.stages:
-            both, x = at((i, "result"), torch.cat([z.flatten(1), out], -1), [(x, x_base)], via=results_through(layer))
+            both, x = at(
+                (i, "result"),
+                torch.cat([z.flatten(1), out], -1),
+                [(x, x_base)],
+                via=HeadOutputs(layer.W_O, layer.n_heads).write,
+            )
             out = both[:, -self.cfg.d_model :]
         out, x = at((i, "attn_out"), out, [(x, x_base)])
         mid = x + out
@@ -81,7 +86,7 @@ class Wave:
 
     def _mlp(self, i: int, layer: Layer, mid: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """The stream that the MLP adds to, and what it adds, from its input `x`."""
-        mid_base = self.base.value.get((i, "mid"))
+        mid_base = self.base.value.get((i, "mid"), self.base.final)  # looked at only where something happens
         if not self.agenda.any(i, HIDDEN):
             out = layer.mlp_in_blocks(x, self.block)
         else:
@@ -105,9 +110,7 @@ class Wave:
         here = [run for run in self.agenda.edits.get(stage, {}) if run in self.runs]
         return np.isin(self.rows.run, here) if here else np.zeros(len(self.rows), dtype=bool)
 
-    def edit(
-        self, stage: Stage, values: Tensor, others: Pairs, layer: Layer | None = None, via: Callable | None = None
-    ) -> list[Tensor]:
+    def edit(self, stage: Stage, values: Tensor, others: Pairs, via: Callable | None = None) -> list[Tensor]:
         """Packed `values` after the edits at `stage`, then `others`, all with the rows that join here added."""
         tensors = [values, *(packed for packed, _ in others)]
         if stage not in self.agenda.stages:
