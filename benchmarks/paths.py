@@ -14,6 +14,7 @@ from benchmarks.models import Subject, largest_logit
 from benchmarks.peers import Paths, spaced
 from benchmarks.sweeps import PAIRS, described
 from mechkit.core.site import Site
+from mechkit.patching.paths import path_patch
 
 WANTED = 25
 """How many times the CPU time of mechkit two passes per sender are to take, at GPT-2-small shape and 16 tokens."""
@@ -59,5 +60,5 @@ def _sides(subject: Subject, paths: Paths, size: str) -> list[Side]:
 
 def by_mechkit(paths: Paths, senders: list[Site]) -> torch.Tensor:
     """The metric after each sender's paths are patched: what `path_patch` gives, and what it starts from."""
-    found = mk.path_patch(paths.model, paths.pair, senders, paths.receivers, mk.logit_diff)
-    return found.scores[:, 0]
+    found = path_patch(paths.model, paths.pair, senders, paths.receivers, mk.logit_diff)
+    return found.scores[:, 0] + paths.start

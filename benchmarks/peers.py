@@ -28,6 +28,8 @@ AXES = {
     "attn_head_q_all_pos": "lh",
 }  # fmt: skip
 """Axes of each function's answer: layer, position, head."""
+BLOCK_EVERY = ("resid_pre", "attn_out", "mlp_out")
+"""Kinds that `get_act_patch_block_every` answers at once."""
 COLUMNS = {"l": "layer", "p": "pos", "h": "head"}
 
 
@@ -86,6 +88,25 @@ class Sweep:
             found.append(self.metric(logits))
         return torch.stack(found)
 
+    def by_compat(self) -> Tensor:
+        """Every run by mechkit's drop-ins, called as the library's own functions are."""
+        from mechkit.patching import compat
+
+        arguments = (self.model, self.pair.corrupt.tokens, self.cache, self.metric)
+        if self.kinds == BLOCK_EVERY:
+            return compat.get_act_patch_block_every(*arguments)
+        return torch.cat([getattr(compat, f"get_act_patch_{kind}")(*arguments).flatten() for kind in self.kinds])
+
+    def by_patch(self) -> Tensor:
+        """Every run by `mk.patch`, whose scores are changes from the corrupt prompt."""
+        found = mk.patch(self.model, self.pair, self.sites(), mk.logit_diff)
+        return found.scores[:, 0] + self.start
+
+    @cached_property
+    def start(self) -> float:
+        """The metric on the corrupt prompt."""
+        return float(self.metric(self.model(self.pair.corrupt.tokens)))
+
     def sites(self) -> list[Site]:
         """Every run as a site."""
         return [site_of(kind, place) for kind, place in self.cells()]
@@ -120,6 +141,11 @@ class Paths:
         sides = (self.pair.clean.tokens, self.pair.corrupt.tokens)
         clean, corrupt = (self.model.run_with_cache(tokens, names_filter=_is_z)[1] for tokens in sides)
         return clean, corrupt
+
+    @cached_property
+    def start(self) -> float:
+        """The metric on the clean prompt."""
+        return float(Sweep(self.model, self.pair, ()).metric(self.model(self.pair.clean.tokens)))
 
     def senders(self) -> list[Site]:
         """Every head, all positions."""

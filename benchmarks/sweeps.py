@@ -1,7 +1,8 @@
 """What does a patching sweep cost, against `transformer_lens.patching` and a plain loop of hooked passes?
 
-Every side answers the same question on the same pair, without gradients. Peers answer a stated sample of the runs, as
-each costs them one whole forward pass; their times are scaled to all runs.
+Every side answers the same question on the same pair, without gradients. `mechkit.patching.compat` is given the cache
+of the clean run, as its peer is; `mk.patch` makes its own, and runs the corrupt prompt once more. Peers answer a
+stated sample of the runs, as each costs them one whole forward pass; their times are scaled to all runs.
 """
 
 from collections.abc import Iterator
@@ -11,12 +12,12 @@ import torch
 import mechkit as mk
 from benchmarks.measure import Case, Row, Side, measured
 from benchmarks.models import Subject, largest_logit
-from benchmarks.peers import Sweep, spaced
+from benchmarks.peers import BLOCK_EVERY, Sweep, spaced
 
 KINDS = {
     "resid_pre": ("resid_pre",),
     "heads, all positions": ("attn_head_out_all_pos",),
-    "every block": ("resid_pre", "attn_out", "mlp_out"),
+    "every block": BLOCK_EVERY,
     "heads by position": ("attn_head_out_by_pos",),
 }
 """Sweeps by what `transformer_lens.patching` calls its parts."""
@@ -27,6 +28,8 @@ WANTED = {
     ("resid_pre", None): 14, ("every block", None): 14,
 }  # fmt: skip
 """How many times the CPU time of mechkit `transformer_lens.patching` is to take at GPT-2-small shape, 16 tokens."""
+SAMPLES = {"small": 12, "full": 48}
+"""Runs of a sweep that a peer makes, evenly spaced over its cells."""
 PEERS_UP_TO = 128
 """Longest prompt that peers run on."""
 
@@ -58,22 +61,17 @@ def _is_target(subject: Subject, n_tokens: int) -> bool:
 
 def _sides(sweep: Sweep, size: str, wanted: float | None) -> list[Side]:
     cells = sweep.cells()
-    sides = [Side("mechkit", lambda: by_mechkit(sweep), len(cells) + 2)]
+    sides = [
+        Side("mechkit compat", sweep.by_compat, len(cells)),
+        Side("mechkit patch", sweep.by_patch, len(cells) + 2),
+    ]
     if sweep.pair.clean.tokens.shape[1] > PEERS_UP_TO:
         return sides
-    chosen = spaced(len(cells), 12 if size == "small" else 48)
+    chosen = spaced(len(cells), SAMPLES[size])
     sample = None if len(chosen) == len(cells) else chosen
     some = [cells[i] for i in chosen]
     return [
         *sides,
-        Side("transformer_lens.patching", lambda: sweep.by_transformer_lens(some), len(cells) + 1, sample, wanted),
-        Side("run_with_hooks loop", lambda: sweep.by_loop(some), len(cells) + 1, sample),
+        Side("transformer_lens.patching", lambda: sweep.by_transformer_lens(some), len(cells), sample, wanted),
+        Side("run_with_hooks loop", lambda: sweep.by_loop(some), len(cells), sample),
     ]
-
-
-def by_mechkit(sweep: Sweep) -> torch.Tensor:
-    """Every run of the sweep by one call of the engine."""
-    sites = sweep.sites()
-    clean = mk.activations(sweep.model, sweep.pair.clean, sites)
-    runs = [[mk.Replace(site, clean[site])] for site in sites]
-    return mk.sweep(sweep.model, sweep.pair.corrupt, runs, mk.logit_diff).scores[:, 0]
