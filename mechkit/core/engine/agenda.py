@@ -88,6 +88,11 @@ class Agenda:
         self.hooks = {stage_of(site): site.hook for site in sites}
         """TransformerLens's hook of every stage where something happens."""
 
+    @property
+    def all_prompts(self) -> np.ndarray:
+        """The numbers of the prompts."""
+        return np.arange(len(self.prompts))
+
     def any(self, layer: int, names: Sequence[str]) -> bool:
         """Whether anything happens at one of these stages."""
         return any((layer, name) in self.stages for name in names)

@@ -97,8 +97,9 @@ def _foreign_module(model) -> str | None:
             getattr(module, "ln", None) is not None or isinstance(module.act_fn, torch.nn.Module)
         ):
             return f"its '{name}' has an activation with weights"
-        if name.endswith(".attn") and getattr(module, "_attention_dir_override", None):
-            return f"its '{name}' has a direction of its own"
+        parts = [part for part, _ in module.named_children() if not part.startswith("hook_")]
+        if name.endswith(".attn") and (parts or module._attention_dir_override):
+            return f"its '{name}' has a direction or parts of its own: {', '.join(parts)}"
     return None
 
 

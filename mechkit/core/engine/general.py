@@ -16,7 +16,7 @@ from mechkit.core.engine.fused import first_hooked_block, foreign
 from mechkit.core.engine.measured import Measured, refuse_nan
 from mechkit.core.engine.memory import Budget, halving, itemsize
 from mechkit.core.engine.readout import Readout
-from mechkit.core.engine.results import HeadOutputs
+from mechkit.core.engine.results import HeadOutputs, through_attention
 from mechkit.core.interventions import Intervention
 from mechkit.core.loop import hooked, merge, require_fired, require_one_shape
 from mechkit.core.metrics import Metric
@@ -126,7 +126,7 @@ class Batch:
         return x
 
     def _edit(self, stage: Stage, x: Tensor, slots: Sequence, via) -> None:
-        prompts = np.arange(self.n_prompts)
+        prompts = self.agenda.all_prompts
         if shared := self.agenda.base.get(stage):
             self.agenda.apply(shared, x, np.tile(prompts, len(slots)), via)
         for number, slot in enumerate(slots):
@@ -158,24 +158,19 @@ class Batch:
 
     def _results(self, stack: ExitStack, slots: Sequence, fired: set, scouting: bool = False) -> None:
         """Edits of head outputs as a change of what attention puts out, where the model's flag for them is off."""
-        for stage, name in self.agenda.hooks.items():
+        for stage in self.agenda.hooks:
             if stage[1] != "result" or self.model.cfg.use_attn_result or not self.plain or self.agenda.reads.get(stage):
                 continue
-            attn, kept = self.model.blocks[stage[0]].attn, {}
-            heads = HeadOutputs(attn.W_O, self.model.cfg.n_heads)
-            stack.enter_context(
-                hooked(self.model, [(name.replace("result", "z"), lambda x, hook, k=kept: k.update(z=x))])
-            )
 
-            def change(module, inputs, out: Tensor, stage=stage, heads=heads, kept=kept) -> Tensor:
+            def change(both: Tensor, heads: HeadOutputs, stage=stage) -> Tensor:
                 fired.add(stage)
-                both = torch.cat([kept["z"].flatten(2), out], -1)
+                both = both.clone()
                 self._edit(stage, both, slots, heads.write)
                 if scouting:
                     self.scout.look(stage, both, heads.tried)
-                return both[..., heads.width :]
+                return both
 
-            stack.callback(attn.register_forward_hook(change).remove)
+            stack.enter_context(through_attention(self.model, stage[0], change))
 
 
 class General:

@@ -43,7 +43,7 @@ class Lean:
         self.fused = Fused(model, max(prompts.lengths), budget.keeps_weights(model))
         self.members = by_length(prompts)
         self.bases = [
-            BaseRun(self.fused, prompts[rows], Agenda(runs, base, read, prompts[rows], rows)) for rows in self.members
+            BaseRun(model, prompts[rows], Agenda(runs, base, read, prompts[rows], rows)) for rows in self.members
         ]
         self.readout = Readout(prompts, metrics, self._base_logits(metrics))
         self.read = {site: self._of_base(site) for site in read}
@@ -70,11 +70,11 @@ class Lean:
     def _base_logits(self, metrics: Sequence[Metric]) -> Tensor:
         """The base run's logits, `[prompt, pos, vocab]`, or `[prompt, 1, vocab]` where no metric can read more."""
         last = all(metric.reads == "last" for metric in metrics)
-        finals = [base.final[:, -1:] if last else base.final for base in self.bases]
-        parts = [self.fused.logits(final.flatten(0, 1)).unflatten(0, final.shape[:2]) for final in finals]
-        for rows, part in zip(self.members, parts, strict=True):
-            refuse_nan(part, rows)
-        return merge(self.prompts, self.members, parts)
+        last = all(metric.reads == "last" for metric in metrics)
+        for rows, base in zip(self.members, self.bases, strict=True):
+            refuse_nan(base.logits, rows)
+            base.logits = base.logits[:, -1:].clone() if last else base.logits
+        return merge(self.prompts, self.members, [base.logits for base in self.bases])
 
     def _of_base(self, site: Site) -> Tensor:
         """The slices of `site` in the base run, `[run, prompt, *slice]`: what runs that change nothing have."""
@@ -168,11 +168,11 @@ class Lean:
         base = self.bases[group]
         if not len(self.rows(group, runs)):
             empty = np.empty(0, dtype=np.int64)
-            return empty, empty, empty, base.final[0, :0]
+            return empty, empty, empty, base.logits.new_empty(0, self.model.cfg.d_model)
         slab = max(1, self.room // 4 // self.costs.laid)
         block = max(16, self.room // 8 // max(self.costs.mlp, 1))
         reads = {site: self.read[site][:, members] for site in self.read for members in [self.members[group]]}
-        wave = Wave(base, self.rows(group, runs), runs, last, slab, min(block, 2048), reads)
+        wave = Wave(self.fused, base, self.rows(group, runs), runs, last, slab, min(block, 2048), reads)
         x = wave.run()
         for site, slices in reads.items():
             self.read[site][:, self.members[group]] = slices

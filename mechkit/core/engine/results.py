@@ -4,10 +4,14 @@ A head's output is its z through its part of W_O, so an edit of it is a change o
 `[row, pos, z and attn_out]`.
 """
 
+from collections.abc import Callable
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from mechkit.core.interventions import Intervention
+from mechkit.core.loop import hooked
 from mechkit.core.places import Place, key
 
 
@@ -34,3 +38,23 @@ class HeadOutputs:
         old = torch.einsum("...hd,hdm->...hm", z, self.W_O) if site.head is None else z @ self.W_O[site.head]
         old = old if site.index is None else old[..., site.index]
         return old, edit.edit(old, numbers, place).to(old.dtype)
+
+
+@contextmanager
+def through_attention(model, layer: int, change: Callable[[Tensor, HeadOutputs], Tensor]):
+    """Inside the block, `change(z and attn_out, heads)` says what attention in `layer` puts out, before any norm.
+
+    Enter it after hooks that edit z, so that it sees their work.
+    """
+    attn, kept = model.blocks[layer].attn, {}
+    heads = HeadOutputs(attn.W_O, model.cfg.n_heads)
+
+    def after(module, inputs, out: Tensor) -> Tensor:
+        return change(torch.cat([kept["z"].flatten(2), out], -1), heads)[..., heads.width :]
+
+    with hooked(model, [(f"blocks.{layer}.attn.hook_z", lambda x, hook: kept.update(z=x))]):
+        handle = attn.register_forward_hook(after)
+        try:
+            yield
+        finally:
+            handle.remove()

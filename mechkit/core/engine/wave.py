@@ -16,7 +16,7 @@ from mechkit.core.engine.agenda import HIDDEN, Stage, bits
 from mechkit.core.engine.attention import attend
 from mechkit.core.engine.base import BaseRun
 from mechkit.core.engine.front import Front, Rows
-from mechkit.core.engine.fused import Layer
+from mechkit.core.engine.fused import Fused, Layer
 from mechkit.core.engine.results import HeadOutputs
 from mechkit.core.places import cut
 
@@ -28,12 +28,20 @@ class Wave:
     """One pass over the layers with the rows of some runs."""
 
     def __init__(
-        self, base: BaseRun, rows: Rows, runs: Sequence[int], last_only: bool, slab: int, block: int, reads: dict
+        self,
+        fused: Fused,
+        base: BaseRun,
+        rows: Rows,
+        runs: Sequence[int],
+        last_only: bool,
+        slab: int,
+        block: int,
+        reads: dict,
     ) -> None:
         self.base, self.rows, self.slab, self.block, self.reads = base, rows, slab, block, reads
-        self.fused, self.agenda = base.fused, base.agenda
-        self.cfg, self.n_pos = base.fused.cfg, base.n_pos
-        self.front = Front(rows, self.n_pos, base.final.device)
+        self.fused, self.agenda = fused, base.agenda
+        self.cfg, self.n_pos = fused.cfg, base.n_pos
+        self.front = Front(rows, self.n_pos, base.logits.device)
         self.runs = set(runs)
         self.last_only = last_only
         self.floor = 0
@@ -42,14 +50,14 @@ class Wave:
     def run(self) -> Tensor:
         """The last block's residual stream of the packed tokens."""
         first = min((self.agenda.first_layer(run) for run in self.runs), default=0)
-        x = self._embed() if first < 0 else self.base.final.new_empty(0, self.cfg.d_model)
+        x = self._embed() if first < 0 else self.base.logits.new_empty(0, self.cfg.d_model)
         for i in range(max(first, 0), self.cfg.n_layers):
             x = self._block(i, self.fused.layer(i), x)
         return x
 
     def _embed(self) -> Tensor:
         base, standard = self.base, self.cfg.positional_embedding_type == "standard"
-        empty = base.final.new_empty(0, self.cfg.d_model)
+        empty = base.logits.new_empty(0, self.cfg.d_model)
         embed, *rest = self.edit((-1, "embed"), empty, [(empty, base.value[-1, "pos_embed"])] if standard else [])
         if not standard:
             return embed
@@ -86,7 +94,7 @@ class Wave:
 
     def _mlp(self, i: int, layer: Layer, mid: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """The stream that the MLP adds to, and what it adds, from its input `x`."""
-        mid_base = self.base.value.get((i, "mid"), self.base.final)  # looked at only where something happens
+        mid_base = self.base.value.get((i, "mid"), mid)  # looked at only where something happens
         if not self.agenda.any(i, HIDDEN):
             out = layer.mlp_in_blocks(x, self.block)
         else:
