@@ -142,7 +142,7 @@ def random_runs(rng: random.Random, known: dict[Site, torch.Size], prompts, n_ru
 
 
 def unchanged_runs(slices: dict[str, torch.Tensor], last: int) -> list[list[Intervention]]:
-    """Runs that leave every value as it is, given the base run's own slices."""
+    """Runs that leave every value as it is, given what the same engine read in the base run."""
     return [
         [],
         [mk.Scale("L0.resid_pre", 1.0)],

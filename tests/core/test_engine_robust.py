@@ -111,9 +111,9 @@ def test_a_metric_of_the_wrong_shape_is_an_error_that_says_what_it_gave(model, m
             mk.sweep(model, EVEN, runs, metric)
 
 
-@pytest.mark.parametrize("edit", [mk.Add("L1.z@-1", torch.ones(15)), mk.Replace("L1.z", torch.ones(3, 5, 2, 8))])
+@pytest.mark.parametrize("edit", [mk.Add("L1.z@-1", torch.ones(15)), mk.Replace("L1.z", torch.ones(2, 5, 2, 7))])
 def test_a_value_that_does_not_fit_is_an_error_that_gives_both_shapes(model, edit):
-    with pytest.raises(ValueError, match=r"(value of shape \[.*\] does not fit|has 3 prompts).*"):
+    with pytest.raises(ValueError, match=r"value of shape \[.*\] does not fit "):
         mk.sweep(model, EVEN, [*RUNS, [edit]], mk.logit_diff)
 
 
@@ -131,9 +131,8 @@ def test_nan_in_the_models_weights_is_an_error_that_names_it(model, weight):
     dict(model.named_parameters())[weight].data[...] = torch.nan
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for runs in (RUNS, [[]], RUNS[1:2]):
-        with pytest.raises(ValueError, match="NaN") as caught:
+        with pytest.raises(ValueError, match=rf"NaN.*({WEIGHTS[weight]})|({WEIGHTS[weight]}).*NaN"):
             mk.sweep(model, EVEN, runs, mk.logit_diff)
-        caught.match(WEIGHTS[weight])
     assert all(torch.equal(value.nan_to_num(), before[name].nan_to_num()) for name, value in model.state_dict().items())
 
 
@@ -232,13 +231,13 @@ def broken_hook(model, error):
 
 
 def broken_module(model, error):
-    fail = after(4, error)
+    fail = after(1, error)
     model.ln_final.register_forward_hook(lambda module, inputs, out: fail())
     return RUNS, mk.logit_diff
 
 
 def broken_metric(model, error):
-    fail = after(2, error)
+    fail = after(1, error)
     return RUNS, lambda logits: logits[:, -1, 0] if fail() is None else None
 
 
@@ -282,10 +281,9 @@ def test_ctrl_c_between_two_batches_of_runs_leaves_everything_as_it_was(model):
 def test_every_gradient_mode_gives_the_same_scores_without_a_graph(model, mode):
     plain = mk.sweep(model, EVEN, RUNS, mk.logit_diff, read="L1.resid_pre@-1")
     with mode():
-        value = D.clone()
         scores = mk.sweep(model, EVEN, RUNS, mk.logit_diff, read="L1.resid_pre@-1")
         assert torch.is_inference_mode_enabled() is (mode is torch.inference_mode)
-        mk.sweep(model, EVEN, [[mk.Add("L0.resid_pre@1", value)]], mk.logit_diff)
+        mk.sweep(model, EVEN, [[mk.Add("L0.resid_pre@1", D.clone())]], mk.logit_diff)
     assert torch.equal(scores.scores, plain.scores)
     for found, wanted in zip(scores.read.values(), plain.read.values(), strict=True):
         assert torch.equal(found, wanted)
@@ -295,7 +293,7 @@ def test_every_gradient_mode_gives_the_same_scores_without_a_graph(model, mode):
 
 def test_a_value_that_needs_a_gradient_gives_scores_without_one(model):
     value = D.clone().requires_grad_()
-    found = mk.sweep(model, EVEN, [[mk.Add("L0.resid_pre@1", value)]], mk.logit_diff, read="L0.resid_pre@1")
+    found = mk.sweep(model, EVEN, [[mk.Add("L0.resid_pre@1", value)]], mk.logit_diff)
     assert not found.scores.requires_grad
     assert torch.equal(found.scores, mk.sweep(model, EVEN, [RUNS[1]], mk.logit_diff).scores)
     assert value.grad is None
@@ -326,10 +324,6 @@ def add_hook(model) -> None:
     model.add_hook("blocks.1.hook_mlp_out", lambda x, hook: -x, is_permanent=True)
 
 
-def to_float64(model) -> None:
-    model.to(torch.float64)
-
-
 CHANGES = {
     **{
         name: change_weight(name)
@@ -339,7 +333,7 @@ CHANGES = {
             "blocks.2.mlp.b_out", "ln_final.w", "unembed.W_U", "unembed.b_U",
         )
     },
-    "a cap": set_cap, "a hook": add_hook, "the dtype": to_float64,
+    "a cap": set_cap, "a hook": add_hook, "the dtype": lambda model: model.to(torch.float64),
 }  # fmt: skip
 
 
