@@ -35,7 +35,33 @@ def trace(model, prompts):
     return torch.as_tensor(graph.matrix()).flatten(), "pre-activation"
 
 
-VERBS = {"sweep": sweep, "activations": activations, "likeliest": likeliest, "trace": trace}
+def patch(model, prompts):
+    corrupt = mk.Prompts.from_tokens(TOKENS.flip(0), [7, 8], [9, 10], spans=dict(prompts.spans))
+    pairs = mk.Pair(prompts, corrupt), mk.Pair.from_edits(prompts, [mk.Noise("embed@s", 1.0)])
+    sites = ["L*.H*.z@-1", "L0.H0.result@s", ["L0.mlp_out@1", "L1.pattern"]]
+    found = [mk.patch(model, pair, sites, [mk.logit_diff, mk.logprob]) for pair in pairs]
+    found += [mk.patch(model, pairs[0], sites, mk.logit_diff, ablate=kind) for kind in ("zero", "mean", "resample")]
+    return torch.cat([one.scores.flatten() for one in found]), found[0].unit
+
+
+def compat(model, prompts):
+    from mechkit.core.places import expand
+    from mechkit.patching.compat import get_act_patch_block_every
+
+    hooks = [site.hook for site in expand(model, ["L*.resid_pre", "L*.attn_out", "L*.mlp_out"])]
+    cache = {hook: torch.linspace(-1, 1, 160).reshape(2, 5, 16) for hook in hooks}
+    scores = get_act_patch_block_every(model, TOKENS.flip(0), cache, lambda logits: logits[:, -1, 3].mean())
+    return scores.flatten(), "metric"
+
+
+VERBS = {
+    "patch": patch,
+    "compat": compat,
+    "sweep": sweep,
+    "activations": activations,
+    "likeliest": likeliest,
+    "trace": trace,
+}
 
 ERRORS = {"an error": ValueError("half-way"), "Ctrl-C": KeyboardInterrupt()}
 

@@ -37,6 +37,7 @@ def patch(
     reference: Prompts | None = None,
     dictionaries: Mapping[str, Any] | None = None,
     seed: int = 0,
+    memory: int | None = None,
 ) -> Result:
     """Change in `metric` when each site of the corrupt run takes its clean value.
 
@@ -48,8 +49,9 @@ def patch(
     `.metric(name)` takes one. `dictionaries` maps the names in feature sites, `L8.resid_pre[sae]@-1#4812`, to SAEs or
     transcoders: a feature moves the hook by the change of its activation times its decoder row.
 
-    Unit: the metric's; positive where it rises. Cost: at most rows + 2 forward passes per prompt length (fewer where
-    runs share work), 1 more for features, and for a mean one per 64 reference prompts of a length.
+    Unit: the metric's; positive where it rises. Cost: one `sweep` of a run per row, within `memory` bytes, and one
+    pass for the source: at most rows + 2 forward passes per prompt length. Features take 1 more, a mean one per 64
+    reference prompts of a length instead.
     Raises ValueError for a site the model lacks, for prompts that do not match at a site, answers the metric cannot
     read or that equal each other, a metric that is not one number per prompt or is NaN before any patch.
     Source: Meng et al. 2022, section 2.1, with corrupt prompts or noise; denoise and noise as in Heimersheim and
@@ -67,7 +69,7 @@ def patch(
     inside = [site for site in all_sites(rows) if site.basis is not None]
     current = reader.read(contrast.target, inside, (), contrast.base)[1] if inside else {}
     runs = [row_edits(reader, row, values, current) for row in rows]
-    swept = sweep(model, contrast.target, [[], *runs], metrics, base=contrast.base)
+    swept = sweep(model, contrast.target, [[], *runs], metrics, base=contrast.base, memory=memory)
     _require_numbers(metrics, swept.scores[0])
     scores = swept.scores[1:] - swept.scores[0]
     gap = None if full is None else full - swept.scores[0]

@@ -222,11 +222,19 @@ def test_a_metric_of_the_wrong_shape_is_an_error(model, metric):
         mk.patch(model, PAIR, "L0.mlp_out", metric)
 
 
-def test_a_model_with_nan_is_an_error_that_names_the_metric(build):
+def test_a_model_with_nan_is_an_error(build):
     model = build(seed=2)
     model.unembed.W_U.data[:, 7] = torch.nan
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(ValueError, match="NaN on prompt 0 before any"):
         mk.patch(model, PAIR, "L0.mlp_out", mk.logit_diff)
+
+
+def test_a_metric_that_is_nan_before_any_patch_is_an_error(model):
+    def share(logits):
+        return logits[:, -1, 3] * torch.tensor([1.0, 0.0, 1.0]) / torch.tensor([1.0, 0.0, 1.0])
+
+    with pytest.raises(ValueError, match="metric 'share' is NaN on prompt 1 before any patch"):
+        mk.patch(model, PAIR, "L0.mlp_out", share)
 
 
 def test_a_mean_needs_reference_prompts_that_are_long_enough(model):
