@@ -74,7 +74,7 @@ def attribute(
     et al. 2025 (activations); Jafari et al. 2025 (RelP); Elhage et al. 2021 (direct).
     """
     measured = as_metric(metric)
-    _check_options(model, method, mode, path, norm, steps, batch_size, qk_fix, grad_drop)
+    check_options(model, method, mode, path, norm, steps, batch_size, qk_fix, grad_drop)
     meta: dict[str, Any] = {"verb": "attribute", "metrics": [measured.name], "units": [measured.unit], "method": method}
     if method == "direct":
         prompts = pair.clean if isinstance(pair, Pair) else pair
@@ -103,7 +103,7 @@ def _sides(pair: Pair, mode: str) -> tuple[Side, Side]:
     return (corrupt, clean) if mode == "denoise" else (clean, corrupt)
 
 
-def _check_options(
+def check_options(
     model, method: str, mode: str, path: str, norm: str, steps: int, batch_size: int, qk_fix: bool, grad_drop: bool
 ) -> None:
     """Raise ValueError, naming the choices, for options that are none or do not go together."""

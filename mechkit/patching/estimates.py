@@ -16,7 +16,7 @@ from mechkit.core.progress import progress
 from mechkit.core.prompts import check_tokens
 from mechkit.core.rules import relp
 from mechkit.core.site import Site
-from mechkit.patching.contraction import Contraction, hooks_for
+from mechkit.patching.contraction import Contraction, by_place, hooks_for
 from mechkit.patching.qk_fix import FIXED, Attention, attention_inputs
 
 Path = Literal["inputs", "activations"]
@@ -122,9 +122,8 @@ class Estimate:
         return [name for name in _INPUTS if name in self.model.hook_dict]
 
     def _require_fired(self, found: Found) -> None:
-        for site in self.sites:
-            needed = hooks_for(self.model, [site], qk_fix=False)
-            if not all(name in found.values for name in needed):
+        for site, _ in by_place([site.at(head=None, pos=None, src=None) for site in self.sites]):
+            if not all(name in found.values for name in hooks_for(self.model, [site], qk_fix=False)):
                 raise ValueError(
                     f"site '{site}' was never reached: '{site.hook}' does not fire on this model as it is set up; "
                     "turn on the model's own flag for that hook"
