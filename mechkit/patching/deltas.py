@@ -11,12 +11,14 @@ computes something that these steps do not know, and the caller is told.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from mechkit.core.engine.fused import Layer, obstacle
+from mechkit.core.engine.fused import _GELU_TANH, Layer, norm_of, obstacle
 from mechkit.core.places import cut, groups, paste, places
 from mechkit.core.prompts import Pair, Prompts
 from mechkit.core.site import Site
@@ -71,6 +73,16 @@ class Rows:
         filled = [part for part in parts if len(part)] or list(parts[:1])
         names = ("sender", "prompt", "pos", "state")
         return Rows(*(torch.cat([getattr(part, name) for part in filled]) for name in names))
+
+
+class LeanMLP(Layer):
+    """The MLP of a block alone: its attention weights are not laid out."""
+
+    def __init__(self, block) -> None:
+        self.mlp, self.norm2 = block.mlp, norm_of(block.ln2)
+        self.gated = hasattr(block.mlp, "W_gate")
+        tanh = block.cfg.act_fn in _GELU_TANH
+        self.act = partial(F.gelu, approximate="tanh") if tanh else block.mlp.act_fn
 
 
 class Inbox:
@@ -207,7 +219,7 @@ class Deltas:
         if self.hold_mlps:
             return rows.of(self.clean[Site("mlp_out", layer)])
         if self.lean and len(rows):
-            return Layer(block, self.pair.clean.tokens.shape[1]).mlp_in_blocks(rows.state, _ROWS)
+            return LeanMLP(block).mlp_in_blocks(rows.state, _ROWS)
         return block.apply_mlp(block.ln2(rows.state[None]))[0]
 
     def _join(self, point: str, layer: int, rows: Rows, senders, inboxes: Sequence[Inbox]) -> Rows:
@@ -218,30 +230,47 @@ class Deltas:
             return rows
         reads = reach(inboxes, layer, _PASSED[point])
         base = self.clean[Site(_BASES[point], layer)]
-        return Rows.together([rows, *(self._started(number, site, base, reads) for number, site in joining)])
+        return Rows.together([rows, self._started(joining, base, reads)])
 
-    def _started(self, number: int, site: Site, base: Tensor, reads: Bool[Tensor, "prompt pos"]) -> Rows:
+    def _started(self, senders: Sequence[tuple[int, Site]], base: Tensor, reads: Bool[Tensor, "prompt pos"]) -> Rows:
+        """The rows of senders of one layer where they change `base` and are read."""
+        places = reads.nonzero()
+        changes = self._changes([site for _, site in senders], places)
+        which, place = (changes != 0).any(-1).nonzero(as_tuple=True)
+        prompt, pos = places[place].T
+        state = base[prompt, pos] + changes[which, place].to(base.dtype)
+        return Rows(torch.tensor([number for number, _ in senders], device=which.device)[which], prompt, pos, state)
+
+    def _changes(self, sites: Sequence[Site], places: Int[Tensor, "place 2"]) -> Float[Tensor, "sender place d_model"]:
+        """What each sender's corrupt value changes in the residual stream at these prompts and positions."""
+        changes = [self._change(site)[tuple(places.T)] for site in sites]
+        heads = [i for i, site in enumerate(sites) if site.name == "z" and site.head is not None]
+        if heads:
+            W_O = self._W_O(sites[0])[[sites[i].head for i in heads]]  # type: ignore[index]
+            written = torch.bmm(torch.stack([changes[i][:, 0] for i in heads]).to(W_O), W_O)
+            for i, one in zip(heads, written, strict=True):
+                changes[i] = one
+        for i, site in enumerate(sites):
+            if site.name == "z" and site.head is None:
+                changes[i] = changes[i].to(self._W_O(site)).flatten(1) @ self._W_O(site).flatten(0, 1)
+        return torch.stack([change.to(torch.promote_types(change.dtype, torch.float32)) for change in changes])
+
+    def _change(self, site: Site) -> Float[Tensor, "prompt pos *slice"]:
+        """Corrupt minus clean on the sender's own hook; a head's alone, as a hook tensor of one head."""
         clean, corrupt = self.clean[whole(site)], self.corrupt[whole(site)]
-        if site.head is not None:  # the head alone, as a hook tensor of one head
-            clean, corrupt = (x[:, :, site.head, None] for x in (clean, corrupt))
-        change = swapped(site if site.head is None else site.at(head=0), clean, corrupt, self.pair) - clean
-        if site.name == "z":
-            change = self._through_W_O(site, change)
-        prompt, pos = (reads & (change != 0).any(-1)).nonzero(as_tuple=True)
-        state = base[prompt, pos] + change[prompt, pos].to(base.dtype)
-        return Rows(torch.full_like(prompt, number), prompt, pos, state)
+        if site.head is not None:
+            clean, corrupt, site = clean[:, :, site.head, None], corrupt[:, :, site.head, None], site.at(head=0)
+        return swapped(site, clean, corrupt, self.pair) - clean
 
-    def _through_W_O(self, site: Site, change: Float[Tensor, "prompt pos head d_head"]) -> Tensor:
+    def _W_O(self, site: Site) -> Float[Tensor, "head d_head d_model"]:
         W_O = self.model.blocks[layer_of(site)].attn.W_O
-        W_O = W_O if site.head is None else W_O[site.head, None]
-        exact = torch.promote_types(W_O.dtype, torch.float32)
-        return change.to(exact).flatten(2) @ W_O.to(exact).flatten(0, 1)
+        return W_O.to(torch.promote_types(W_O.dtype, torch.float32))
 
     def _unwritten(self, layer: int) -> float:
         """Relative error of W_O on the clean heads as what attention writes, at one position."""
-        attn = self.model.blocks[layer].attn
+        W_O, b_O = self._W_O(Site("z", layer)), self.model.blocks[layer].attn.b_O
         z, written = (self.clean[Site(name, layer)][0, -1] for name in ("z", "attn_out"))
-        return relative_error(self._through_W_O(Site("z", layer), z[None, None])[0, 0] + attn.b_O, written)
+        return relative_error(z.flatten().to(W_O) @ W_O.flatten(0, 1) + b_O, written)
 
     def _tell(self, layer: int, names: Sequence[str], rows: Rows, states: Tensor, inboxes: Sequence[Inbox]) -> None:
         for inbox in inboxes:
@@ -250,11 +279,11 @@ class Deltas:
 
     def _tell_own(self, layer: int, senders: Sequence[tuple[int, Site]], inboxes: Sequence[Inbox]) -> None:
         """An MLP that sends to itself is read as it sends."""
-        for number, site in senders:
-            for inbox in inboxes:
-                if site.name == "mlp_out" == inbox.site.name and layer_of(inbox.site) == layer:
-                    rows = self._started(number, site, self.clean[whole(site)], inbox.reads)
-                    inbox.take(rows, lambda x, site=inbox.site: self._read(site, x), rows.state)
+        mine = [(number, site) for number, site in senders if site.name == "mlp_out"]
+        for inbox in inboxes:
+            if mine and inbox.site.name == "mlp_out" and layer_of(inbox.site) == layer:
+                rows = self._started(mine, self.clean[Site("mlp_out", layer)], inbox.reads)
+                inbox.take(rows, lambda x, site=inbox.site: self._read(site, x), rows.state)
 
     def _read(self, site: Site, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row *slice"]:
         if site.name in ("q", "k", "v"):

@@ -35,7 +35,7 @@ def path_patch(
     metric: Metric | Callable,
     *,
     freeze: Freeze = "attention",
-    max_bytes: int = 1 << 29,
+    memory: int | None = None,
 ) -> Result:
     """Change in `metric` on the clean prompts when one sender is corrupt for the receivers alone, a row per sender.
 
@@ -56,8 +56,9 @@ def path_patch(
     "logits", which stands for the last block's resid_post where the metric reads it. Rows name the receiver, or
     `receivers` where there are several, listed in `meta["receivers"]`. A sender without a path to them scores 0.
 
-    Cost: two passes per prompt length and three more, one propagation of all senders through the MLPs up to the last
-    receiver (of rows that changed and are read, `max_bytes` of them at a time), and one `sweep` of a run per sender.
+    Cost: two passes per prompt length, one propagation of all senders through the MLPs up to the last receiver (of rows
+    that changed and are read), and one `sweep` of a run per sender. `memory` is the most that rows and runs take, in
+    bytes, beside the recordings: senders are handled in as many chunks as that needs.
     `meta["path"]` says "deltas", or why each sender took a pass of its own: the model has hooks, or parts whose steps
     are not known, or a receiver is another hook (pattern, mlp_post, ...).
     Raises ValueError for a site the model lacks, a sender that is not in the residual stream, a receiver that is held,
@@ -68,8 +69,8 @@ def path_patch(
         raise ValueError(f"freeze is 'attention' or 'all', not {freeze!r}")
     measured = as_metric(metric)
     ends = _ends(model, pair, senders, receivers, measured, freeze)
-    protocol = Protocol(model, pair, *ends, hold_mlps=freeze == "all")
-    scores = protocol.scores(measured, max_bytes)
+    protocol = Protocol(model, pair, *ends, measured, hold_mlps=freeze == "all")
+    scores, gap = protocol.measure(memory)
     meta = {
         "verb": "path_patch",
         "metrics": [measured.name],
@@ -80,7 +81,7 @@ def path_patch(
     }
     receiver = protocol.receivers[0] if len(protocol.receivers) == 1 else Site("receivers")
     edges = [Edge(sender, receiver) for sender in protocol.senders]
-    return Result.of_edges(edges, scores, measured.unit, meta, gap=protocol.gap(measured).cpu())
+    return Result.of_edges(edges, scores, measured.unit, meta, gap=gap.cpu())
 
 
 def _ends(model, pair: Pair, senders: Sites, receivers: Sites, metric: Metric, freeze: Freeze):

@@ -3,14 +3,15 @@
 Prompts of one length are recorded and propagated together; the patched runs are one `sweep` over all prompts.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechkit.core.interventions import Replace, Slice
+from mechkit.core.interventions import Intervention, Replace, Slice
 from mechkit.core.metrics import Metric
 from mechkit.core.places import Place
 from mechkit.core.progress import progress
@@ -22,6 +23,8 @@ from mechkit.patching.deltas import RECEIVERS, Deltas, swapped, whole
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Error of the row that changes nothing, relative to the clean run, above which the model computes something else."""
 _HALF_TOLERANCE = 0.05
+_ROWS = 1 << 29
+"""Bytes of rows and receivers' values at a time, unless a limit is named."""
 _NOTHING = Metric("nothing", "", "last", lambda logits, prompts: logits.new_zeros(len(prompts)))
 
 
@@ -37,9 +40,10 @@ class Protocol:
     """One question: who sends, who receives, what is held."""
 
     def __init__(
-        self, model, pair: Pair, senders: Sequence[Site], receivers: Sequence[Site], *, hold_mlps: bool
+        self, model, pair: Pair, senders: Sequence[Site], receivers: Sequence[Site], metric: Metric, hold_mlps: bool
     ) -> None:
         self.model, self.pair, self.senders, self.receivers = model, pair, senders, receivers
+        self.metric = metric
         self.hold_mlps = hold_mlps and not model.cfg.attn_only
         self.obstacle = obstacle(model, receivers)
         by_lengths: dict[tuple[int, int], list[int]] = {}
@@ -47,38 +51,41 @@ class Protocol:
             by_lengths.setdefault(lengths, []).append(i)
         self.groups = [Group(self, numbers) for numbers in by_lengths.values()]
 
-    def gap(self, metric: Metric) -> Float[Tensor, "prompt"]:
-        """The metric of x_new minus that of x_orig."""
-        pair = self.pair
-        corrupt = sweep(self.model, pair.corrupt, [[]], metric, base=pair.edits).scores
-        return (corrupt - sweep(self.model, pair.clean, [[]], metric).scores)[0]
-
-    def scores(self, metric: Metric, max_bytes: int) -> Float[Tensor, "sender prompt"]:
-        """The metric of the patched runs minus that of x_orig."""
-        size = max(1, max_bytes // sum(group.bytes_per_sender for group in self.groups))
+    def measure(self, memory: int | None) -> tuple[Float[Tensor, "sender prompt"], Float[Tensor, "prompt"]]:
+        """The metric of the patched runs minus that of x_orig, and that of x_new minus that of x_orig."""
+        each = sum(group.bytes_per_sender for group in self.groups)
+        size = max(1, (_ROWS if memory is None else memory // 2) // each)
         chunks = [self.senders[i : i + size] for i in range(0, len(self.senders), size)]
-        return torch.cat([self._scores(chunk, metric) for chunk in progress(chunks, "senders")])
+        found = [self._patched(chunk, None if memory is None else memory // 2) for chunk in progress(chunks, "senders")]
+        clean = found[0][0]
+        return torch.cat([scores[1:] - scores[0] for scores in found]), self._of_x_new() - clean
 
-    def _scores(self, senders: Sequence[Site], metric: Metric) -> Float[Tensor, "sender prompt"]:
+    def _patched(self, senders: Sequence[Site], memory: int | None) -> Float[Tensor, "run prompt"]:
+        """The metric of x_orig, then of the patched run of each sender."""
         try:
             values = self._received(senders)
             runs = [
                 [Received(site, value[i]) for site, value in zip(self.receivers, values, strict=True)]
                 for i in range(len(senders))
             ]
-            found = sweep(self.model, self.pair.clean, [[], *runs], metric).scores
-            return found[1:] - found[0]
+            return sweep(self.model, self.pair.clean, [[], *runs], self.metric, memory=memory).scores
         except torch.OutOfMemoryError:
             if len(senders) == 1:
                 raise
         half = len(senders) // 2
-        return torch.cat([self._scores(senders[:half], metric), self._scores(senders[half:], metric)])
+        return torch.cat([self._patched(senders[:half], memory), self._patched(senders[half:], memory)[1:]])
+
+    def _of_x_new(self) -> Float[Tensor, "prompt"]:
+        """The metric of x_new, from its recording where that is of all prompts."""
+        if len(self.groups) == 1:
+            return self.groups[0].corrupt.scores[0]
+        return sweep(self.model, self.pair.corrupt, [[]], self.metric, base=self.pair.edits).scores[0]
 
     def _received(self, senders: Sequence[Site]) -> list[Float[Tensor, "sender prompt *slice"]]:
         """What each receiver reads for every sender, on all prompts."""
         if self.obstacle is None:
             found = [group.deltas.values(senders) for group in self.groups]
-            dtype = next(iter(self.groups[0].clean.values())).dtype
+            dtype = found[0][0][0].dtype
             if max(error for _, error in found) <= _TOLERANCE.get(dtype, _HALF_TOLERANCE):
                 return self._all_prompts([values for values, _ in found])
             self.obstacle = "a row that changes nothing does not arrive as in the clean run"
@@ -101,6 +108,25 @@ class Protocol:
         return merged
 
 
+@dataclass(frozen=True)
+class Recording:
+    """One unedited run."""
+
+    values: Mapping[Site, Tensor]
+    """Whole hook tensors, by site."""
+    scores: Float[Tensor, "1 prompt"]
+    """The metric that was measured on it."""
+
+
+def recording(
+    model, prompts: Prompts, sites: Iterable[Site], metric: Metric = _NOTHING, base: Sequence[Intervention] = ()
+) -> Recording:
+    """The hook tensors of `sites` in the run that `base` edits."""
+    wanted = list(dict.fromkeys(sites))
+    found = sweep(model, prompts, [[]], metric, base=base, read=wanted)
+    return Recording({site: found.read[site][0] for site in wanted}, found.scores)
+
+
 class Group:
     """Prompts of one length, clean and corrupt: what was recorded on them, and what receivers read."""
 
@@ -108,40 +134,40 @@ class Group:
         self.protocol, self.numbers, self.pair = protocol, numbers, protocol.pair[numbers]
 
     @cached_property
-    def clean(self) -> dict[Site, Tensor]:
+    def clean(self) -> Recording:
         """Hook tensors of x_orig that the deltas start from."""
         p = self.protocol
-        return self._recorded(self.pair.clean, Deltas.needs(p.model, p.senders, p.receivers, p.hold_mlps))
+        wanted = Deltas.needs(p.model, p.senders, p.receivers, p.hold_mlps)
+        return recording(p.model, self.pair.clean, wanted)
 
     @cached_property
-    def corrupt(self) -> dict[Site, Tensor]:
-        """Hook tensors of x_new that are sent."""
-        return self._recorded(self.pair.corrupt, [whole(site) for site in self.protocol.senders], self.pair.edits)
-
-    def _recorded(self, prompts: Prompts, sites: Iterable[Site], base: Sequence = ()) -> dict[Site, Tensor]:
-        wanted = list(dict.fromkeys(sites))
-        read = sweep(self.protocol.model, prompts, [[]], _NOTHING, base=base, read=wanted).read
-        return {site: read[site][0] for site in wanted}
+    def corrupt(self) -> Recording:
+        """Hook tensors of x_new that are sent, and the metric where these are all prompts."""
+        p = self.protocol
+        metric = p.metric if len(self.numbers) == len(p.pair) else _NOTHING
+        wanted = [whole(site) for site in p.senders]
+        return recording(p.model, self.pair.corrupt, wanted, metric, self.pair.edits)
 
     @cached_property
     def deltas(self) -> Deltas:
         """The propagation on these prompts."""
         p = self.protocol
-        return Deltas(p.model, self.pair, p.receivers, p.hold_mlps, self.clean, self.corrupt)
+        return Deltas(p.model, self.pair, p.receivers, p.hold_mlps, self.clean.values, self.corrupt.values)
 
     @cached_property
-    def _held(self) -> dict[Site, Tensor]:
+    def _held(self) -> Recording:
         """Clean values of what is held in passes of two, and of the senders."""
         p = self.protocol
         held = [Site(name, layer) for layer in range(p.model.cfg.n_layers) for name in _held_names(p.hold_mlps)]
-        return self._recorded(self.pair.clean, [*held, *(whole(site) for site in p.senders)])
+        return recording(p.model, self.pair.clean, [*held, *(whole(site) for site in p.senders)])
 
     def by_passes(self, senders: Sequence[Site]) -> list[Float[Tensor, "sender prompt *slice"]]:
         """What each receiver reads, by one pass per sender with everything held that is not on its paths."""
         p = self.protocol
-        base = [Replace(site, value) for site, value in self._held.items() if site.name in _held_names(p.hold_mlps)]
+        clean, corrupt, held = self._held.values, self.corrupt.values, _held_names(p.hold_mlps)
+        base = [Replace(site, value) for site, value in clean.items() if site.name in held]
         runs = [
-            [Replace(whole(site), swapped(site, self._held[whole(site)], self.corrupt[whole(site)], self.pair))]
+            [Replace(whole(site), swapped(site, clean[whole(site)], corrupt[whole(site)], self.pair))]
             for site in senders
         ]
         read = sweep(p.model, self.pair.clean, runs, _NOTHING, base=base, read=p.receivers).read

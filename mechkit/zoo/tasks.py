@@ -9,6 +9,9 @@ import random
 
 from mechkit.core.prompts import Pair
 from mechkit.zoo.addition import seen_sums, sums_answers, sums_tokens, unseen_sums
+from mechkit.zoo.ioi import ioi
+
+__all__ = ["addition", "ioi"]
 
 
 def addition(n: int, seed: int = 0, *, unseen: bool = True) -> Pair:
