@@ -24,6 +24,7 @@ _HOMES = {
     "graphs.trace": ("trace",),
     "patching.activation": ("patch",),
     "patching.attribution": ("attribute",),
+    "patching.paths": ("path_patch",),
     "zoo.loading": ("load",),
 }
 

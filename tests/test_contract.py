@@ -54,7 +54,15 @@ def compat(model, prompts):
     return scores.flatten(), "metric"
 
 
+def path_patch(model, prompts):
+    pair = mk.Pair(prompts, mk.Prompts.from_tokens(TOKENS.flip(0), [7, 8], [9, 10], spans=dict(prompts.spans)))
+    found = mk.path_patch(model, pair, ["L0.H*.z", "L0.mlp_out@1", "embed@s"], ["L1.H0.q", "L1.k@s"], mk.logit_diff)
+    direct = mk.path_patch(model, pair, "L*.H*.z", "logits", mk.logit_diff, freeze="all")
+    return torch.cat([found.scores, direct.scores]).flatten(), found.unit
+
+
 VERBS = {
+    "path_patch": path_patch,
     "patch": patch,
     "compat": compat,
     "sweep": sweep,
