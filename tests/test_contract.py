@@ -54,6 +54,23 @@ def compat(model, prompts):
     return scores.flatten(), "metric"
 
 
+def attribute(model, prompts):
+    corrupt = mk.Prompts.from_tokens(TOKENS.flip(0), [7, 8], [9, 10], spans=dict(prompts.spans))
+    sites = ["L*.H*.z@-1", "L0.H0.result@s#2", "L0.mlp_out@1", "L1.H*.q@s"]
+    options = [
+        {"qk_fix": True, "grad_drop": True},
+        {"method": "integrated", "steps": 2},
+        {"method": "integrated", "steps": 2, "path": "activations"},
+        {"method": "relp"},
+    ]
+    pair = mk.Pair(prompts, corrupt)
+    found = [mk.attribute(model, pair, sites, mk.logit_diff, **more) for more in options]
+    found += [
+        mk.attribute(model, prompts, None, mk.logit_diff, method="direct", norm=norm) for norm in ("frozen", "live")
+    ]
+    return torch.cat([one.scores.flatten() for one in found]), found[0].unit
+
+
 def path_patch(model, prompts):
     pair = mk.Pair(prompts, mk.Prompts.from_tokens(TOKENS.flip(0), [7, 8], [9, 10], spans=dict(prompts.spans)))
     found = mk.path_patch(model, pair, ["L0.H*.z", "L0.mlp_out@1", "embed@s"], ["L1.H0.q", "L1.k@s"], mk.logit_diff)
@@ -63,6 +80,7 @@ def path_patch(model, prompts):
 
 VERBS = {
     "path_patch": path_patch,
+    "attribute": attribute,
     "patch": patch,
     "compat": compat,
     "sweep": sweep,
