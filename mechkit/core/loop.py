@@ -3,8 +3,8 @@
 Faster engines must give these numbers; the tests compare them with `loop`.
 """
 
-from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
@@ -50,7 +50,13 @@ class Loop:
             fired, slices = set(), {}
             hooks = [_edit_hook(edit, batch, rows, fired) for edit in edits]
             hooks += [_read_hook(site, batch, slices) for site in self.wanted]
-            with hooked(self.model, hooks):
+            with ExitStack() as stack:
+                results = (
+                    [] if computes_results(self.model) else [one for one in hooks if one[0].endswith("hook_result")]
+                )
+                stack.enter_context(hooked(self.model, [one for one in hooks if one not in results]))
+                for name in dict.fromkeys(name for name, _ in results):
+                    stack.enter_context(head_outputs(self.model, int(name.split(".")[1]), _in_turn(name, results)))
                 outputs.append(self.model(batch.tokens))
             self.passes += 1
             require_fired([edit.site for edit in edits], fired)
@@ -61,6 +67,18 @@ class Loop:
         members = [rows for rows, _ in self.batches]
         slices = {site: merge(self.prompts, members, [part[site] for part in parts]) for site in self.wanted}
         return merge(self.prompts, members, outputs), slices
+
+
+def _in_turn(name: str, hooks: Sequence[Hook]) -> Callable[[Tensor], Tensor]:
+    """The hooks of one point, one after the other."""
+
+    def run(x: Tensor) -> Tensor:
+        for own, function in hooks:
+            new = function(x, None) if own == name else None
+            x = x if new is None else new
+        return x
+
+    return run
 
 
 def merge(prompts: Prompts, members: Sequence[Sequence[int]], values: Sequence[Tensor]) -> Tensor:
@@ -89,7 +107,47 @@ def hooked(model, hooks: Sequence[Hook]):
 
 def _install(point, function):
     """A hook on one hook point, after those already there. A direct registration: resetting every point is slow."""
-    return point.register_forward_hook(lambda module, inputs, output: function(output, module))
+    shapes = getattr(point, "hook_conversion", None)  # a bridge's points hold its own shapes
+    if shapes is None:
+        return point.register_forward_hook(lambda module, inputs, output: function(output, module))
+
+    def converted(module, inputs, output):
+        new = function(shapes.convert(output), module)
+        return None if new is None else shapes.revert(new)
+
+    return point.register_forward_hook(converted)
+
+
+@contextmanager
+def head_outputs(model, layer: int, hook: Callable[[Tensor], Tensor | None]):
+    """Inside the block, `hook` sees head outputs `[prompt, pos, head, d]` (`result`) and may change them.
+
+    TransformerLens computes them only under a costly flag; here they come from z, and what the hook changes is added to
+    what attention puts out, before any norm of it. Enter it after hooks that edit z.
+    """
+    attn, kept = model.blocks[layer].attn, {}
+
+    def after(out: Tensor) -> Tensor | None:
+        W_O = attn.W_O.reshape(kept["z"].shape[2], -1, out.shape[-1])
+        results = torch.einsum("bphd,hdm->bphm", kept["z"].to(W_O.dtype), W_O)
+        new = hook(results)
+        return None if new is None or new is results else out + (new - results).sum(2)
+
+    points = [(f"blocks.{layer}.attn.hook_z", lambda x, hook: kept.update(z=x))]
+    plain = type(model).__name__ == "HookedTransformer"
+    points += [] if plain else [(f"blocks.{layer}.hook_attn_out", lambda x, hook: after(x))]
+    with hooked(model, points):
+        handle = attn.register_forward_hook(lambda module, inputs, out: after(out)) if plain else None
+        try:
+            yield
+        finally:
+            if handle is not None:
+                handle.remove()
+
+
+def computes_results(model) -> bool:
+    """Whether the model's own `hook_result` fires."""
+    return bool(getattr(model.cfg, "use_attn_result", False))
 
 
 def _edit_hook(edit: Intervention, batch: Prompts, rows: list[int], fired: set) -> Hook:

@@ -3,7 +3,7 @@
 A stage is a layer and a hook name, such as `(3, "attn_out")`; the embeddings are layer -1, the final norm is after all.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -97,6 +97,13 @@ class Agenda:
         """Whether anything happens at one of these stages."""
         return any((layer, name) in self.stages for name in names)
 
+    def needs_all(self, layer: int) -> bool:
+        """Whether something after the attention of `layer` looks at more positions than it changes."""
+        after = [(layer, name) for name in BLOCK[BLOCK.index("z") :]]
+        edits = [edit for stage in after for run in self.edits.get(stage, {}).values() for edit in run]
+        edits += [edit for stage in after for edit in self.base.get(stage, [])]
+        return any(stage in self.reads for stage in after) or not all(edit.by_position for edit in edits)
+
     def at(self, site: Site) -> Stage:
         """The stage of `site`."""
         return stage_of(site)
@@ -111,22 +118,19 @@ class Agenda:
             self._places[site] = groups(places(site, self.prompts))
         return self._places[site]
 
-    def apply(
-        self, edits: Sequence[Intervention], values: Tensor, prompts: np.ndarray, via: "Callable | None" = None
-    ) -> None:
+    def apply(self, edits: Sequence[Intervention], values: Tensor, prompts: np.ndarray) -> None:
         """Make `edits`, in order and in place, in `values[row, pos, ...]`, whose rows belong to `prompts`."""
-        write = via or _write
         for edit in edits:
             placed = self.placed(edit.site)
             if len(placed) == 1:
-                write(edit, values, placed[0][0], [self.numbers[p] for p in prompts])
+                _write(edit, values, placed[0][0], [self.numbers[p] for p in prompts])
                 continue
             for place, members in placed:
                 chosen = np.flatnonzero(np.isin(prompts, members))
                 if len(chosen):
                     at = torch.from_numpy(chosen).to(values.device)
                     part = values[at]
-                    write(edit, part, place, [self.numbers[p] for p in prompts[chosen]])
+                    _write(edit, part, place, [self.numbers[p] for p in prompts[chosen]])
                     values[at] = part
 
     def reach(self, run: int, layer: int) -> tuple[bool, set[int] | None]:
@@ -161,7 +165,7 @@ class Scout:
         self.live = np.zeros((n_runs, n_prompts), dtype=bool)
         self.start = np.full((n_runs, n_prompts), n_pos)
 
-    def look(self, stage: Stage, value: Tensor, edit_slice: "Callable | None" = None) -> None:
+    def look(self, stage: Stage, value: Tensor) -> None:
         """Try every run's edits at `stage` on the base run's value `[prompt, pos, ...]`."""
         tried = []
         for run, edits in self.agenda.edits.get(stage, {}).items():
@@ -169,7 +173,7 @@ class Scout:
                 for place, members in self.agenda.placed(edit.site):
                     part = value if len(members) == len(self.agenda.prompts) else value[members]
                     numbers = [self.agenda.numbers[p] for p in members]
-                    old, new = (edit_slice or _try)(edit, part, place, numbers)
+                    old, new = _try(edit, part, place, numbers)
                     tried.append((run, edit, place, members, _changed(edit.site, place, old, new)))
         if tried:
             flat = torch.cat([mask.flatten() for *_, mask in tried]).cpu().numpy()

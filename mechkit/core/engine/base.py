@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from mechkit.core.engine.agenda import ATTENTION, HIDDEN, TOP, Agenda, Scout, Stage
-from mechkit.core.engine.results import through_attention
-from mechkit.core.loop import hooked
+from mechkit.core.loop import computes_results, head_outputs, hooked
 from mechkit.core.prompts import Prompts
 from mechkit.core.site import Site
 
@@ -37,8 +36,8 @@ class BaseRun:
         with ExitStack() as stack:
             stack.enter_context(hooked(model, [(name, self._hook(stage)) for stage, name in self._wanted().items()]))
             for stage in agenda.stages:
-                if stage[1] == "result":
-                    stack.enter_context(through_attention(model, stage[0], self._result(stage)))
+                if stage[1] == "result" and not computes_results(model):
+                    stack.enter_context(head_outputs(model, stage[0], lambda x, stage=stage: self.see(stage, x)))
             self.logits = model(prompts.tokens)
         self._name()
 
@@ -50,7 +49,7 @@ class BaseRun:
         for layer in range(max(first, 0), cfg.n_layers):
             names = ["resid_pre", "v", *(("rot_q", "rot_k") if rotary else ("q", "k"))]
             names += ATTENTION[:3] if self.agenda.any(layer, ATTENTION) else ()
-            names += ("z",) if self.agenda.any(layer, (*ATTENTION, "result")) else ()
+            names += ("z",) if self.agenda.any(layer, ATTENTION) else ()
             if not cfg.attn_only and self.agenda.any(layer, (*HIDDEN, "mlp_out")):
                 names += ("attn_out",) if cfg.parallel_attn_mlp else ("resid_mid",)
                 names += HIDDEN if cfg.gated_mlp else ("mlp_pre", "mlp_post")
@@ -61,7 +60,8 @@ class BaseRun:
             stages.add((-1, "pos_embed"))
         if cfg.positional_embedding_type == "shortformer":
             stages.add((-1, "pos_embed"))
-        return {stage: _hook_name(stage) for stage in stages if stage[1] != "result"}
+        own = computes_results(self.model)
+        return {stage: _hook_name(stage) for stage in stages if own or stage[1] != "result"}
 
     def _hook(self, stage: Stage) -> Callable:
         return lambda x, hook: self.see(stage, x)
@@ -74,20 +74,6 @@ class BaseRun:
         self.value[stage] = value
         self.scout.look(stage, value)
         return value
-
-    def _result(self, stage: Stage) -> Callable:
-        """attn_out after the shared edits of head outputs; kept beside z."""
-
-        def change(both: Tensor, heads) -> Tensor:
-            self.raw[stage] = both
-            if shared := self.agenda.base.get(stage):
-                both = both.clone()
-                self.agenda.apply(shared, both, self.agenda.all_prompts, heads.write)
-            self.value[stage] = both
-            self.scout.look(stage, both, heads.tried)
-            return both
-
-        return change
 
     def _name(self) -> None:
         """The names under which a wave asks."""

@@ -30,7 +30,7 @@ def measure(
     device = next(model.parameters()).device
     budget, prompts = Budget.of(memory, device), prompts.to(device)
     shared = [*(edit.site for edit in base), *(site for site in read)]
-    lean = suits(model, shared) and not any(site.name == "result" for site in read) and trusted(model)
+    lean = suits(model, shared) and trusted(model)
     easy = [i for i, run in enumerate(runs) if lean and suits_sites(model, [edit.site for edit in run])]
     hard = sorted(set(range(len(runs))) - set(easy))
     parts = [

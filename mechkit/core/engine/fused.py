@@ -240,6 +240,10 @@ class Layer:
         """What attention adds to the residual stream."""
         return torch.addmm(self.b_O, z, self.W_O)
 
+    def results(self, z: Float[Tensor, "token head d_head"]) -> Float[Tensor, "token head d"]:
+        """What each head adds to the residual stream."""
+        return torch.einsum("nhd,hdm->nhm", z, self.W_O.unflatten(0, (self.n_heads, self.d_head)))
+
     def mlp_pre(self, h: Tokens) -> tuple[Tokens, Tokens | None]:
         """Input of the activation function, and the linear side of a gated MLP."""
         if self.gated:

@@ -16,9 +16,8 @@ from mechkit.core.engine.fused import first_hooked_block, foreign
 from mechkit.core.engine.measured import Measured, refuse_nan
 from mechkit.core.engine.memory import Budget, halving, itemsize
 from mechkit.core.engine.readout import Readout
-from mechkit.core.engine.results import HeadOutputs, through_attention
 from mechkit.core.interventions import Intervention
-from mechkit.core.loop import hooked, merge, require_fired, require_one_shape
+from mechkit.core.loop import computes_results, head_outputs, hooked, merge, require_fired, require_one_shape
 from mechkit.core.metrics import Metric
 from mechkit.core.places import cut
 from mechkit.core.progress import progress
@@ -40,18 +39,17 @@ class Batch:
         self.tile = foreign(model) is None or self._tiles()
 
     def _tiles(self) -> bool:
-        """Whether the model gives each prompt the same logits in a batch of twice as many; hooks may not."""
-        twice = self.prompts.tokens.repeat(2, 1)
+        """Whether the model gives each prompt the same logits beside other prompts; hooks may look across the batch."""
+        both = torch.cat([self.prompts.tokens, self.prompts.tokens.flip(1)])
         try:
-            with hooked(self.model, self._hooks([None, None], {}, set())), ExitStack() as stack:
-                self._results(stack, [None, None], set())
-                both = self.model(twice)
+            with ExitStack() as stack:
+                stack.enter_context(hooked(self.model, self._hooks([None, None], {}, set())))
+                self._results(stack, [None, None], {}, set(), False)
+                logits = self.model(both)
         except Exception:
             return False
         close = 1e-3 * float(self.logits.abs().max())
-        return both.shape[0] == 2 * self.n_prompts and all(
-            bool(((half - self.logits).abs() <= close).all()) for half in both.split(self.n_prompts)
-        )
+        return len(logits) == len(both) and bool(((logits[: self.n_prompts] - self.logits).abs() <= close).all())
 
     def forward(self, runs: Sequence[int] | None) -> tuple[Tensor, dict[Site, Tensor]]:
         """Logits and read slices, `[run prompt, ...]`, of some runs; of the base run, tried and kept, for None."""
@@ -61,7 +59,7 @@ class Batch:
         first = self._first(slots)
         with ExitStack() as stack:
             stack.enter_context(hooked(self.model, self._hooks(slots, slices, fired, runs is None)))
-            self._results(stack, slots, fired, runs is None)
+            self._results(stack, slots, slices, fired, runs is None)
             logits = self._model(first, len(slots))
         sites = [site for sites in self.agenda.reads.values() for site in sites]
         sites += [edit.site for edits in self.agenda.base.values() for edit in edits]
@@ -86,7 +84,7 @@ class Batch:
         """One hook for each stage where something happens, and in the base run one that keeps where to start."""
         hooks = []
         for stage, name in self.agenda.hooks.items():
-            if stage[1] == "result" and not self.model.cfg.use_attn_result:
+            if stage[1] == "result" and not computes_results(self.model):
                 continue
             if stage[1] == "resid_mid" and not self.plain:
                 hooks += self._portable_mid(stage, slots, slices, fired, scouting)
@@ -118,20 +116,20 @@ class Batch:
         shared, own = self.agenda.base.get(stage, []), self.agenda.edits.get(stage, {})
         if shared or any(slot in own for slot in slots):
             x = x.clone()
-            self._edit(stage, x, slots, None)
+            self._edit(stage, x, slots)
         if scouting:
             self.scout.look(stage, x)
         for site in self.agenda.reads.get(stage, []):
             slices[site] = self._read(site, x)
         return x
 
-    def _edit(self, stage: Stage, x: Tensor, slots: Sequence, via) -> None:
+    def _edit(self, stage: Stage, x: Tensor, slots: Sequence) -> None:
         prompts = self.agenda.all_prompts
         if shared := self.agenda.base.get(stage):
-            self.agenda.apply(shared, x, np.tile(prompts, len(slots)), via)
+            self.agenda.apply(shared, x, np.tile(prompts, len(slots)))
         for number, slot in enumerate(slots):
             if edits := self.agenda.edits.get(stage, {}).get(slot):
-                self.agenda.apply(edits, x[number * self.n_prompts : (number + 1) * self.n_prompts], prompts, via)
+                self.agenda.apply(edits, x[number * self.n_prompts : (number + 1) * self.n_prompts], prompts)
 
     def _read(self, site: Site, x: Tensor) -> Tensor:
         placed = self.agenda.placed(site)
@@ -156,21 +154,12 @@ class Batch:
 
         return [(f"{block}.hook_resid_pre", keep), (f"{block}.hook_attn_out", edit)]
 
-    def _results(self, stack: ExitStack, slots: Sequence, fired: set, scouting: bool = False) -> None:
-        """Edits of head outputs as a change of what attention puts out, where the model's flag for them is off."""
+    def _results(self, stack: ExitStack, slots: Sequence, slices: dict, fired: set, scouting: bool) -> None:
+        """The same for head outputs, where the model's flag for them is off."""
         for stage in self.agenda.hooks:
-            if stage[1] != "result" or self.model.cfg.use_attn_result or not self.plain or self.agenda.reads.get(stage):
-                continue
-
-            def change(both: Tensor, heads: HeadOutputs, stage=stage) -> Tensor:
-                fired.add(stage)
-                both = both.clone()
-                self._edit(stage, both, slots, heads.write)
-                if scouting:
-                    self.scout.look(stage, both, heads.tried)
-                return both
-
-            stack.enter_context(through_attention(self.model, stage[0], change))
+            if stage[1] == "result" and not computes_results(self.model):
+                hook = lambda x, stage=stage: self._at(stage, x, slots, slices, fired, scouting)  # noqa: E731
+                stack.enter_context(head_outputs(self.model, stage[0], hook))
 
 
 class General:

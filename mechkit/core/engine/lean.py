@@ -49,8 +49,8 @@ class Lean:
         self.read = {site: self._of_base(site) for site in read}
         self.passes = 1
         stages = self.bases[0].agenda.stages
-        hidden, in_full = (any(name in names for _, name in stages) for names in (HIDDEN, ATTENTION))
-        self.costs = Costs.of(model, max(prompts.lengths), hidden, in_full)
+        happens = [any(name in names for _, name in stages) for names in (HIDDEN, ATTENTION, ("result",))]
+        self.costs = Costs.of(model, max(prompts.lengths), *happens)
         self.room = self._room(budget)
 
     def _room(self, budget: Budget) -> int:
@@ -172,7 +172,8 @@ class Lean:
         slab = max(1, self.room // 4 // self.costs.laid)
         block = max(16, self.room // 8 // max(self.costs.mlp, 1))
         reads = {site: self.read[site][:, members] for site in self.read for members in [self.members[group]]}
-        wave = Wave(self.fused, base, self.rows(group, runs), runs, last, slab, min(block, 2048), reads)
+        trim = last and not base.agenda.needs_all(self.model.cfg.n_layers - 1)
+        wave = Wave(self.fused, base, self.rows(group, runs), runs, trim, slab, min(block, 2048), reads)
         x = wave.run()
         for site, slices in reads.items():
             self.read[site][:, self.members[group]] = slices

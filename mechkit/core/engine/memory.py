@@ -81,15 +81,16 @@ class Costs:
     """A token's logits, with what metrics make of them."""
 
     @classmethod
-    def of(cls, model, n_pos: int, hidden: bool, in_full: bool) -> "Costs":
-        """`hidden`: whether MLP insides are edited or read; `in_full`: whether attention is."""
+    def of(cls, model, n_pos: int, hidden: bool, in_full: bool, results: bool) -> "Costs":
+        """`hidden`, `in_full`, `results`: whether MLP insides, attention, head outputs are edited or read."""
         cfg, size = model.cfg, itemsize(model)
         d_attn, d_mlp = cfg.n_heads * cfg.d_head, 0 if cfg.attn_only else cfg.d_mlp
         mlp = 4 * d_mlp * size
         width = max(
             cfg.d_model + d_attn, d_mlp if hidden else 0, 5 * d_attn + 2 * cfg.n_heads * n_pos if in_full else 0
         )
-        token = (6 * cfg.d_model + 6 * d_attn) * size + (mlp if hidden else 0)
+        width = max(width, cfg.n_heads * cfg.d_model if results else 0)
+        token = (6 * cfg.d_model + 6 * d_attn + 3 * cfg.n_heads * cfg.d_model * results) * size + mlp * hidden
         return cls(token, 4 * n_pos * d_attn * size, 4 * n_pos * width * size, mlp, 6 * cfg.d_vocab_out * size)
 
 

@@ -5,7 +5,7 @@ tokens; their edits are made; and what changed goes back to the packed tokens. E
 arithmetic on packed tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -17,7 +17,6 @@ from mechkit.core.engine.attention import attend
 from mechkit.core.engine.base import BaseRun
 from mechkit.core.engine.front import Front, Rows
 from mechkit.core.engine.fused import Fused, Layer
-from mechkit.core.engine.results import HeadOutputs
 from mechkit.core.places import cut
 
 Pairs = Sequence[tuple[Tensor, Tensor]]
@@ -73,15 +72,11 @@ class Wave:
         trimmed = self.last_only and i == self.cfg.n_layers - 1
         z, x = attend(self, i, layer, x, self.n_pos - 1 if trimmed else 0)
         z, x = at((i, "z"), z, [(x, x_base)])
-        out = layer.out(z.flatten(1))
         if (i, "result") in self.agenda.stages:
-            both, x = at(
-                (i, "result"),
-                torch.cat([z.flatten(1), out], -1),
-                [(x, x_base)],
-                via=HeadOutputs(layer.W_O, layer.n_heads).write,
-            )
-            out = both[:, -self.cfg.d_model :]
+            results, x = at((i, "result"), layer.results(z), [(x, x_base)])
+            out = results.sum(1) + layer.b_O
+        else:
+            out = layer.out(z.flatten(1))
         out, x = at((i, "attn_out"), out, [(x, x_base)])
         mid = x + out
         if layer.mlp is None:
@@ -118,7 +113,7 @@ class Wave:
         here = [run for run in self.agenda.edits.get(stage, {}) if run in self.runs]
         return np.isin(self.rows.run, here) if here else np.zeros(len(self.rows), dtype=bool)
 
-    def edit(self, stage: Stage, values: Tensor, others: Pairs, via: Callable | None = None) -> list[Tensor]:
+    def edit(self, stage: Stage, values: Tensor, others: Pairs) -> list[Tensor]:
         """Packed `values` after the edits at `stage`, then `others`, all with the rows that join here added."""
         tensors = [values, *(packed for packed, _ in others)]
         if stage not in self.agenda.stages:
@@ -128,26 +123,26 @@ class Wave:
         before = self.front.joined.copy()
         changing = before if shared else before & due
         if changing.any():
-            tensors = self._edit_joined(stage, changing, tensors, bases, via)
+            tensors = self._edit_joined(stage, changing, tensors, bases)
         joining = due & ~before
         if joining.any():
-            tensors = self._join(stage, np.flatnonzero(joining), tensors, bases, via)
+            tensors = self._join(stage, np.flatnonzero(joining), tensors, bases)
         if stage in self.agenda.reads:
             self._read(stage, tensors[0])
         return tensors
 
-    def apply(self, stage: Stage, values: Tensor, rows: np.ndarray, shared: bool, via: Callable | None = None) -> None:
+    def apply(self, stage: Stage, values: Tensor, rows: np.ndarray, shared: bool) -> None:
         """Make the edits of `rows` at `stage` in `values[row, pos, ...]`; if `shared`, after those of all runs."""
         if shared and self.agenda.base.get(stage):
-            self.agenda.apply(self.agenda.base[stage], values, self.rows.prompt[rows], via)
+            self.agenda.apply(self.agenda.base[stage], values, self.rows.prompt[rows])
         own = self.agenda.edits.get(stage, {})
         runs = self.rows.run[rows]
         ends = [0, *(np.flatnonzero(np.diff(runs)) + 1).tolist(), len(rows)]
         for a, b in pairwise(ends):
             if edits := own.get(int(runs[a])):
-                self.agenda.apply(edits, values[a:b], self.rows.prompt[rows[a:b]], via)
+                self.agenda.apply(edits, values[a:b], self.rows.prompt[rows[a:b]])
 
-    def _edit_joined(self, stage: Stage, changing: np.ndarray, tensors: list, bases: list, via) -> list[Tensor]:
+    def _edit_joined(self, stage: Stage, changing: np.ndarray, tensors: list, bases: list) -> list[Tensor]:
         front, raw, values = self.front, self.base.raw[stage], tensors[0].clone()
         for (start, rows), part in zip(front.groups, front.dense(values), strict=True):
             chosen = np.flatnonzero(changing[rows])
@@ -155,29 +150,29 @@ class Wave:
                 at = front.index(some)
                 full = front.of_rows(raw, rows[some])
                 full[:, start:] = part[at]
-                self.apply(stage, full, rows[some], True, via)
+                self.apply(stage, full, rows[some], True)
                 part[at] = full[:, start:]
         tensors = [values, *tensors[1:]]
         here = np.flatnonzero(changing[front.loose_row])
-        return self._edit_loose(stage, here, tensors, bases, via) if len(here) else tensors
+        return self._edit_loose(stage, here, tensors, bases) if len(here) else tensors
 
-    def _edit_loose(self, stage: Stage, here: np.ndarray, tensors: list, bases: list, via) -> list[Tensor]:
+    def _edit_loose(self, stage: Stage, here: np.ndarray, tensors: list, bases: list) -> list[Tensor]:
         """Loose rows that are edited again, perhaps at positions they do not hold yet."""
         front = self.front
         rows, number = np.unique(front.loose_row[here], return_inverse=True)
         at, pos = front.index(front.n_dense + here), (front.index(number), front.index(front.loose_pos[here]))
         full = front.of_rows(self.base.raw[stage], rows)
         full[pos] = tensors[0][at]
-        self.apply(stage, full, rows, True, via)
+        self.apply(stage, full, rows, True)
         tensors[0][at] = full[pos]
         held = np.zeros((len(rows), self.n_pos), dtype=bool)
         held[number, front.loose_pos[here]] = True
         return self._take(full, rows, ~held, tensors, bases)
 
-    def _join(self, stage: Stage, rows: np.ndarray, tensors: list, bases: list, via) -> list[Tensor]:
+    def _join(self, stage: Stage, rows: np.ndarray, tensors: list, bases: list) -> list[Tensor]:
         for some in np.array_split(rows, -(-len(rows) // self.slab)):
             full = self.front.of_rows(bases[0], some)
-            self.apply(stage, full, some, False, via)
+            self.apply(stage, full, some, False)
             tensors = self._take(full, some, np.ones((len(some), self.n_pos), dtype=bool), tensors, bases)
         return tensors
 
