@@ -7,113 +7,98 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from mechkit.viz.picture import DIVERGING, MAX_BARS, NEGATIVE, POSITIVE, Bars, Heatmap, picture
+
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-AXES = {"layer": "layer", "head": "head", "pos": "position", "src": "source position", "index": "index"}
-DIVERGING = [[0, "#a8402c"], [0.25, "#e0a087"], [0.5, "#f7f5f0"], [0.75, "#86aecb"], [1, "#215a8c"]]
-MAX_BARS = 40
+MOST_TICKS = 60
+"""Labels along one axis at most; every so many are shown where there are more."""
+FONT = "Inter, 'Helvetica Neue', Helvetica, Arial, 'DejaVu Sans', sans-serif"
+INK, RULE = "#1f2933", "#5f6875"
 
 
 def result_figure(rows: pd.DataFrame, values: np.ndarray, unit: str, title: str) -> go.Figure:
-    """Figure of one value per row: a heatmap where exactly two of the axes vary, else a bar chart.
+    """Figure of one value per row: a heatmap where axes span the rows, else a bar chart (see `picture`).
 
     `rows` has any of the columns layer, head, pos, src, index (numbers; missing where a row has none),
-    `name` (the row's label) and `token` (text at `pos`). Two axes make a heatmap only where each pair
-    occurs at most once; a pair without a row is left blank. The colour scale is centred on 0. Bars are
-    the 40 rows largest in absolute value, sorted. Unit: `unit`, on the colour bar or the value axis.
-    Raises ValueError unless there is one value per row.
+    `name` (the row's label) and `token` (text at `pos`). The colour scale is centred on 0.
+    Unit: `unit`, on the colour bar or the value axis. Raises ValueError unless there is one value per row.
     """
     import plotly.graph_objects as go
 
-    values = np.asarray(values, dtype=float)
-    if values.shape != (len(rows),) or not len(rows):
-        raise ValueError(f"a figure needs one value for each row; got {values.shape} for {len(rows)} rows")
-    varying = [axis for axis in AXES if axis in rows and len(set(rows[axis].dropna())) > 1]
-    whole = len(varying) == 2 and _is_grid(rows, varying)
-    trace = _heatmap(rows, values, unit, varying) if whole else _bars(rows, values, unit)
-    layout = _heatmap_layout(rows, varying) if whole else _bars_layout(unit, trace["text"])
-    figure = go.Figure(trace, layout)
-    return figure.update_layout(title={"text": _plain(title)}, template="plotly_white")
+    drawn = picture(rows, values)
+    trace = _heatmap(drawn, unit) if isinstance(drawn, Heatmap) else _bars(drawn, unit)
+    layout = _heatmap_layout(drawn) if isinstance(drawn, Heatmap) else _bars_layout(drawn, unit)
+    style = {"font": {"family": FONT, "size": 13, "color": INK}, "margin": {"t": 64 if title else 24, "r": 24, "l": 72}}
+    heading = {"text": _plain(title), "font": {"size": 16}, "x": 0.01, "xanchor": "left"}
+    return go.Figure(trace, layout).update_layout(title=heading, template="plotly_white", **style)
 
 
-def _is_grid(rows: pd.DataFrame, axes: list[str]) -> bool:
-    """Whether every row has both axes and no two rows share them."""
-    return not rows[axes].isna().to_numpy().any() and not rows.duplicated(axes).to_numpy().any()
-
-
-def _heatmap(rows: pd.DataFrame, values: np.ndarray, unit: str, axes: list[str]) -> dict:
-    vertical, horizontal = axes
-    grid = rows.assign(value=values).pivot(index=vertical, columns=horizontal, values="value").sort_index()
-    grid = grid.sort_index(axis=1)
-    limit = float(np.nanmax(np.abs(values), initial=0)) or 1.0
+def _heatmap(drawn: Heatmap, unit: str) -> dict:
+    rows, columns = (
+        labels or list(map(str, places))
+        for labels, places in ((drawn.row_labels, drawn.rows), (drawn.column_labels, drawn.columns))
+    )
+    named = [[f"{drawn.vertical} {row}, {drawn.horizontal} {column}" for column in columns] for row in rows]
     return {
         "type": "heatmap",
-        "z": grid.to_numpy(),
-        "x": list(grid.columns),
-        "y": list(grid.index),
+        "z": drawn.values,
+        "x": drawn.columns,
+        "y": drawn.rows,
+        "text": [[_plain(name) for name in line] for line in named],
         "colorscale": DIVERGING,
-        "zmin": -limit,
-        "zmax": limit,
-        "colorbar": {"title": {"text": _plain(unit), "side": "right"}},
-        "hovertemplate": f"{AXES[vertical]} %{{y}}, {AXES[horizontal]} %{{x}}<br>%{{z:.4g}}<extra></extra>",
+        "zmin": -drawn.limit,
+        "zmax": drawn.limit,
+        "xgap": 1,
+        "ygap": 1,
+        "colorbar": {"title": {"text": _plain(unit), "side": "top"}, "thickness": 14, "outlinewidth": 0},
+        "hovertemplate": "%{text}<br>%{z:.4g}<extra></extra>",
+        "hoverongaps": False,
     }
 
 
-def _heatmap_layout(rows: pd.DataFrame, axes: list[str]) -> dict:
-    vertical, horizontal = axes
-    return {"xaxis": _axis(rows, horizontal), "yaxis": _axis(rows, vertical)}
+def _heatmap_layout(drawn: Heatmap) -> dict:
+    return {
+        "xaxis": _axis(drawn.horizontal, drawn.columns, drawn.column_labels),
+        "yaxis": _axis(drawn.vertical, drawn.rows, drawn.row_labels),
+        "width": min(1116, max(560, 280 + 110 * len(drawn.columns))),
+        "height": 170 + max(210, min(34 * len(drawn.rows), 900 + 5 * len(drawn.rows))),
+    }
 
 
-def _axis(rows: pd.DataFrame, axis: str) -> dict:
-    """Ticks at whole numbers; at a position, the token too where every row there agrees on it."""
-    ticks = sorted(set(rows[axis]))
-    style = {"title": {"text": AXES[axis]}, "showgrid": False, "zeroline": False, "tickvals": ticks}
-    tokens = _token_at(rows) if axis == "pos" and "token" in rows else {}
-    if len(tokens) == len(ticks):
-        return style | {"tickmode": "array", "ticktext": [f"{_plain(tokens[tick])}<br>{tick}" for tick in ticks]}
-    return style | {"tickmode": "array" if len(ticks) <= MAX_BARS else "auto"}
+def _axis(name: str, places: list, labels: list[str] | None) -> dict:
+    """Ticks at whole numbers, with their labels where there are any."""
+    style = {"title": {"text": name}, "showgrid": False, "zeroline": False, "automargin": True, "ticks": ""}
+    if labels is None:
+        return style | {"tickmode": "array" if len(places) <= MAX_BARS else "auto", "tickvals": places}
+    some = slice(None, None, -(-len(places) // MOST_TICKS))
+    ticks = {"tickvals": places[some], "ticktext": [_plain(label) for label in labels[some]]}
+    return style | {"tickmode": "array", **ticks}
 
 
-def _token_at(rows: pd.DataFrame) -> dict:
-    """The token of each position; positions where rows disagree, or have none, are left out."""
-    seen: dict = {}
-    for pos, token in zip(rows["pos"], rows["token"], strict=True):
-        seen.setdefault(pos, set()).add(token)
-    return {pos: str(*tokens) for pos, tokens in seen.items() if len(tokens) == 1 and not pd.isna(*tokens)}
-
-
-def _bars(rows: pd.DataFrame, values: np.ndarray, unit: str) -> dict:
-    strongest = np.argsort(-np.abs(values), kind="stable")[:MAX_BARS]
-    order = strongest[np.argsort(-values[strongest], kind="stable")]
+def _bars(drawn: Bars, unit: str) -> dict:
     return {
         "type": "bar",
         "orientation": "h",
-        "x": values[order],
-        "y": list(range(len(order))),
-        "text": [_row_label(rows.iloc[at]) for at in order],
+        "x": drawn.values,
+        "y": list(range(len(drawn.values))),
+        "text": [_plain(label) for label in drawn.labels],
         "textposition": "none",
-        "marker": {"color": ["#215a8c" if values[at] >= 0 else "#a8402c" for at in order]},
+        "marker": {"color": [POSITIVE if value >= 0 else NEGATIVE for value in drawn.values]},
         "hovertemplate": f"%{{text}}<br>%{{x:.4g}} {_plain(unit)}<extra></extra>",
     }
 
 
-def _bars_layout(unit: str, labels: list[str]) -> dict:
+def _bars_layout(drawn: Bars, unit: str) -> dict:
     """Bars sit at 0, 1, 2, ... and carry their labels as ticks, so that equal labels stay two bars."""
+    labels = [_plain(label) for label in drawn.labels]
     ticks = {"tickmode": "array", "tickvals": list(range(len(labels))), "ticktext": labels}
     return {
-        "xaxis": {"title": {"text": _plain(unit)}, "zeroline": True, "zerolinecolor": "#5f6875"},
+        "xaxis": {"title": {"text": _plain(unit)}, "zeroline": True, "zerolinecolor": RULE},
         "yaxis": ticks | {"autorange": "reversed", "automargin": True, "showgrid": False},
         "height": 140 + 20 * len(labels),
     }
-
-
-def _row_label(row: pd.Series) -> str:
-    """The row's own name with its token, or its axes in words where it has none."""
-    known = {str(key): value for key, value in row.dropna().items()}
-    axes = (f"{AXES[axis]} {known[axis]}" for axis in AXES if axis in known)
-    label = str(known["name"]) if "name" in known else ", ".join(axes)
-    return _plain(f"{label} ‘{known['token']}’" if "token" in known else label)
 
 
 def _plain(text: str) -> str:

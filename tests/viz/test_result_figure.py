@@ -47,7 +47,7 @@ def test_a_pair_without_a_row_is_blank():
 def test_positions_carry_their_tokens():
     rows = pd.DataFrame({"layer": [0, 0, 1, 1], "pos": [0, 1, 0, 1], "token": ["<b>", "59"] * 2})
     figure = result_figure(rows, np.arange(4.0), "logits", "")
-    assert list(figure.layout.xaxis.ticktext) == ["&lt;b&gt;<br>0", "59<br>1"]
+    assert list(figure.layout.xaxis.ticktext) == ["0: &lt;b&gt;", "1: 59"]
 
 
 def test_other_rows_are_bars_of_the_largest_forty_in_order():

@@ -1,0 +1,1 @@
+"""What the command line prints: tables for the terminal, and the same as plain data."""
