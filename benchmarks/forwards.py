@@ -14,7 +14,7 @@ from torch import Tensor
 import mechkit as mk
 from benchmarks.launch_bound import captured, compiled
 from benchmarks.measure import Case, Row, Side, measured
-from benchmarks.models import Subject, largest_logit
+from benchmarks.models import Subject, one_pass
 from mechkit.core.loop import hooked
 from mechkit.core.site import Site, short_name
 
@@ -25,9 +25,9 @@ def forward_rows(subject: Subject, device: str, size: str, seconds: float) -> It
     twin = None if subject.twin is None else subject.twin()
     for n_tokens in subject.lengths:
         prompts = subject.pair(n_tokens, first=None).clean
-        largest = largest_logit(subject.model, prompts)
+        known = one_pass(subject.model, prompts)
         for name, sides in _questions(subject.model, twin, prompts, device):
-            case = Case(subject.name, f"{name}, {prompts.tokens.shape[1]} tokens", sides, largest)
+            case = Case(subject.name, f"{name}, {prompts.tokens.shape[1]} tokens", sides, *known)
             yield from measured(case, device, seconds)
 
 

@@ -10,7 +10,7 @@ import torch
 
 import mechkit as mk
 from benchmarks.measure import Case, Row, Side, measured
-from benchmarks.models import Subject, gradients_allowed
+from benchmarks.models import Subject, gradients_allowed, one_pass
 from benchmarks.peers import Sweep, attribution_by_backward
 from benchmarks.sweeps import KINDS, described
 
@@ -21,13 +21,15 @@ def gradient_rows(subject: Subject, device: str, size: str, seconds: float) -> I
         pair = subject.pair(n_tokens, first=None)
         for name in ("every block", "heads by position"):
             sweep = Sweep(subject.model, pair, KINDS[name])
+            n = len(sweep.cells())
             with gradients_allowed(subject.model), torch.no_grad():
                 largest = float(attribution_by_backward(sweep).abs().max())
                 sides = [
-                    Side("mechkit", lambda sweep=sweep: by_mechkit(sweep), 4),
-                    Side("backward with hooks", lambda sweep=sweep: attribution_by_backward(sweep), 4),
+                    Side("mechkit", lambda sweep=sweep: by_mechkit(sweep), n),
+                    Side("backward with hooks", lambda sweep=sweep: attribution_by_backward(sweep), n),
                 ]
-                case = Case(subject.name, f"{name}, {described(pair)}", sides, largest, 1e-4)
+                _, flops = one_pass(subject.model, pair.clean)
+                case = Case(subject.name, f"{name}, {described(pair)}", sides, largest, flops, 1e-4)
                 yield from measured(case, device, seconds)
 
 

@@ -20,8 +20,10 @@ ROUNDS = (3, 30)
 """Fewest and most timed rounds of a case; between them, as many as fit into the seconds given."""
 SHORTEST = 0.02
 """Seconds that one timing lasts at least: shorter work is repeated and divided."""
+REPEATED = 1.0
+"""Seconds of the counted call below which a side is tried again, to see how often to repeat it."""
 WARM_UPS = 3
-"""Untimed calls of each side before the first round, on CUDA."""
+"""Untimed calls of each side before the first round, on CUDA and of short work; the counted call is one for all."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +34,14 @@ class Side:
     """Who answers, and how."""
     run: Callable[[], Tensor | Sequence[Tensor]]
     """Gives the answer, or the part of it that `sample` names."""
-    passes: float = 1
-    """Forward passes (a backward pass counts as two) of the whole answer, as the method is defined."""
+    runs: int = 1
+    """Runs that the whole answer is defined by."""
     sample: Sequence[int] | None = None
     """Which entries of the flat answer `run` gives; times and counts are scaled to the whole. None for all."""
     wanted: float | None = None
     """How many times the first side's busy time this one is to take, at least."""
     captured: bool = False
     """Whether `run` replays captured work, which no counter sees."""
-
-    def scale(self, n_answers: int) -> float:
-        """What a measured amount is multiplied by to stand for the whole answer."""
-        return 1.0 if self.sample is None else n_answers / len(self.sample)
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,8 @@ class Case:
     """Who answers; the first gives the whole answer."""
     size: float
     """What errors are relative to, such as the largest |logit|."""
+    one_pass: float
+    """FLOPs of one plain forward pass on the prompt, which passes are counted in."""
     tolerance: float = 1e-5
     """Largest relative error that counts as agreement."""
 
@@ -80,6 +80,10 @@ class Row:
     side: Side
     error: float
     """Largest error of its answer, relative to the case's size."""
+    whole: float
+    """What a measured amount is multiplied by to stand for the whole answer; 1 where nothing was sampled."""
+    seconds: float
+    """Seconds of the counted call."""
     times: tuple[Time, ...] = ()
     """One per round; none where the answer disagrees."""
     ratio: float = math.nan
@@ -104,36 +108,37 @@ class Row:
 
 def measured(case: Case, device: str, seconds: float) -> list[Row]:
     """One row per side: answers first; only the sides that agree are timed, in turn, for about `seconds` a side."""
-    first = case.sides[0]
-    reference = _flat(first.run())
-    n_answers = reference.numel()
-    rows = [_answered(case, side, reference, device) for side in case.sides]
+    first, *others = case.sides
+    row, reference = _answered(case, first, None, device)
+    rows = [row, *(_answered(case, side, reference, device)[0] for side in others)]
     timed_rows = [row for row in rows if row.agrees]
-    repeats = {row.side.name: _warmed(row.side, device) for row in timed_rows}
+    repeats = {row.side.name: _repeats(row, device) for row in timed_rows}
     rounds: list[dict[str, Time]] = []
     started = time.perf_counter()
     while len(rounds) < ROUNDS[0] or (
         len(rounds) < ROUNDS[1] and time.perf_counter() - started < seconds * len(timed_rows)
     ):
-        rounds.append({row.side.name: _scaled_time(row.side, device, repeats, n_answers) for row in timed_rows})
+        rounds.append({row.side.name: _scaled_time(row, device, repeats[row.side.name]) for row in timed_rows})
     return [_with_times(row, rounds, first.name) if row.agrees else row for row in rows]
 
 
-def _answered(case: Case, side: Side, reference: Tensor, device: str) -> Row:
-    """The row of a side before it is timed: its error, its counts, its memory."""
-    whole = side.scale(reference.numel())
+def _answered(case: Case, side: Side, reference: Tensor | None, device: str) -> tuple[Row, Tensor]:
+    """The row of a side before it is timed: its error, its counts, its memory; and its answer."""
+    started = time.perf_counter()
     (answer, flops, operations), peak = peak_memory(lambda: counted(side.run), device)
+    seconds = time.perf_counter() - started
     found = _flat(answer)
-    there = reference if side.sample is None else reference[list(side.sample)]
+    there = found if reference is None else reference if side.sample is None else reference[list(side.sample)]
     if found.shape != there.shape:
         raise ValueError(f"'{side.name}' gave {found.numel()} numbers on '{case.name}', not {there.numel()}")
+    whole = 1.0 if reference is None or side.sample is None else len(reference) / len(side.sample)
     error = float(torch.where(found == there, 0, (found - there).abs()).max()) / case.size  # -inf is equal to -inf
     launched = operations if device == "cpu" else launches(side.run)
-    unseen = math.nan if side.captured else 1.0
-    return Row(
-        case, side, error if error == error else math.inf, flops=flops * whole * unseen, bytes_peak=peak,
-        launched=launched * whole,
+    row = Row(
+        case, side, error if error == error else math.inf, whole, seconds, bytes_peak=peak, launched=launched * whole,
+        flops=math.nan if side.captured else flops * whole,
     )  # fmt: skip
+    return row, found
 
 
 def _with_times(row: Row, rounds: Sequence[dict[str, Time]], first: str) -> Row:
@@ -142,17 +147,19 @@ def _with_times(row: Row, rounds: Sequence[dict[str, Time]], first: str) -> Row:
     return replace(row, times=tuple(one[name] for one in rounds), ratio=ratio)
 
 
-def _warmed(side: Side, device: str) -> int:
-    """How often a side is repeated within one timing, after its warm-up."""
-    for _ in range(WARM_UPS if device == "cuda" else 1):
-        once = timed(side.run, device).wall
+def _repeats(row: Row, device: str) -> int:
+    """How often a side is run within one timing; on CUDA, after its warm-up."""
+    once = row.seconds
+    if device == "cuda" or once < REPEATED:  # the counted call was slowed down by its counters
+        for _ in range(WARM_UPS):
+            once = timed(row.side.run, device).wall
     return max(1, math.ceil(SHORTEST / max(once, 1e-7)))
 
 
-def _scaled_time(side: Side, device: str, repeats: dict[str, int], n_answers: int) -> Time:
+def _scaled_time(row: Row, device: str, repeats: int) -> Time:
     gc.collect()
-    one, whole = timed(side.run, device, repeats[side.name]), side.scale(n_answers)
-    return Time(one.busy * whole, one.wall * whole)
+    one = timed(row.side.run, device, repeats)
+    return Time(one.busy * row.whole, one.wall * row.whole)
 
 
 def timed(work: Callable[[], object], device: str, repeats: int = 1) -> Time:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import mechkit as mk
+from benchmarks.counting import counted
 
 SEED = 0
 """Of all weights and prompts."""
@@ -141,10 +142,11 @@ def gradients_allowed(model) -> Iterator[None]:
         model.zero_grad(set_to_none=True)
 
 
-def largest_logit(model, prompts: mk.Prompts) -> float:
-    """Largest |logit| of the unedited model, which errors are relative to."""
-    with torch.no_grad():
-        return float(model(prompts.tokens).abs().max())
+@torch.no_grad()
+def one_pass(model, prompts: mk.Prompts) -> tuple[float, float]:
+    """Largest |logit| of the unedited model, which errors are relative to, and FLOPs of its matrix products."""
+    logits, flops, _ = counted(lambda: model(prompts.tokens))
+    return float(logits.abs().max()), flops
 
 
 def subjects(device: str, size: str, folder: Path | None) -> list[Subject]:

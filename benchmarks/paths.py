@@ -10,7 +10,7 @@ import torch
 
 import mechkit as mk
 from benchmarks.measure import Case, Row, Side, measured
-from benchmarks.models import Subject, largest_logit
+from benchmarks.models import Subject, one_pass
 from benchmarks.peers import Paths, spaced
 from benchmarks.sweeps import PAIRS, described
 from mechkit.core.site import Site
@@ -32,7 +32,7 @@ def path_rows(subject: Subject, device: str, size: str, seconds: float) -> Itera
             words = ", ".join(str(site) for site in paths.receivers)
             case = Case(
                 subject.name, f"every head to {words}, {described(pair)}", _sides(subject, paths, size),
-                largest_logit(subject.model, pair.clean),
+                *one_pass(subject.model, pair.clean),
             )  # fmt: skip
             yield from measured(case, device, seconds)
 
@@ -47,7 +47,7 @@ def receivers(model) -> list[Site]:
 
 def _sides(subject: Subject, paths: Paths, size: str) -> list[Side]:
     senders = paths.senders()
-    sides = [Side("mechkit", lambda: by_mechkit(paths, senders), 2 * len(senders) + 2)]
+    sides = [Side("mechkit", lambda: by_mechkit(paths, senders), len(senders))]
     n_tokens = paths.pair.clean.tokens.shape[1]
     if n_tokens > PEERS_UP_TO:
         return sides
@@ -55,7 +55,7 @@ def _sides(subject: Subject, paths: Paths, size: str) -> list[Side]:
     sample = None if len(chosen) == len(senders) else chosen
     wanted = WANTED if subject.name == "GPT-2-small shape" and n_tokens == 16 else None
     some = [senders[i] for i in chosen]
-    return [*sides, Side("two hooked passes", lambda: paths.by_loop(some), 2 * len(senders) + 2, sample, wanted)]
+    return [*sides, Side("two hooked passes", lambda: paths.by_loop(some), len(senders), sample, wanted)]
 
 
 def by_mechkit(paths: Paths, senders: list[Site]) -> torch.Tensor:

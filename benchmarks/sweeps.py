@@ -11,7 +11,7 @@ import torch
 
 import mechkit as mk
 from benchmarks.measure import Case, Row, Side, measured
-from benchmarks.models import Subject, largest_logit
+from benchmarks.models import Subject, one_pass
 from benchmarks.peers import BLOCK_EVERY, Sweep, spaced
 
 KINDS = {
@@ -28,8 +28,12 @@ WANTED = {
     ("resid_pre", None): 14, ("every block", None): 14,
 }  # fmt: skip
 """How many times the CPU time of mechkit `transformer_lens.patching` is to take at GPT-2-small shape, 16 tokens."""
-SAMPLES = {"small": 12, "full": 48}
+FULL_ONLY = {("heads, all positions", None), ("heads by position", None)}
+"""Left out of the small size."""
+SAMPLES = {"small": 8, "full": 48}
 """Runs of a sweep that a peer makes, evenly spaced over its cells."""
+MOST_CELLS = 1000
+"""Runs up to which the small size also measures `mk.patch`."""
 PEERS_UP_TO = 128
 """Longest prompt that peers run on."""
 
@@ -40,11 +44,13 @@ def sweep_rows(subject: Subject, device: str, size: str, seconds: float) -> Iter
     for n_tokens in subject.lengths:
         for first in PAIRS:
             pair = subject.pair(n_tokens, first=first)
-            largest = largest_logit(subject.model, pair.clean)
+            known = one_pass(subject.model, pair.clean)
             for name, kinds in KINDS.items():
+                if size == "small" and (name, first) in FULL_ONLY:
+                    continue
                 wanted = WANTED.get((name, first)) if _is_target(subject, n_tokens) else None
                 sides = _sides(Sweep(subject.model, pair, kinds), size, wanted)
-                case = Case(subject.name, f"{name}, {described(pair)}", sides, largest)
+                case = Case(subject.name, f"{name}, {described(pair)}", sides, *known)
                 yield from measured(case, device, seconds)
 
 
@@ -61,10 +67,9 @@ def _is_target(subject: Subject, n_tokens: int) -> bool:
 
 def _sides(sweep: Sweep, size: str, wanted: float | None) -> list[Side]:
     cells = sweep.cells()
-    sides = [
-        Side("mechkit compat", sweep.by_compat, len(cells)),
-        Side("mechkit patch", sweep.by_patch, len(cells) + 2),
-    ]
+    sides = [Side("mechkit compat", sweep.by_compat, len(cells))]
+    if size == "full" or len(cells) <= MOST_CELLS:
+        sides.append(Side("mechkit patch", sweep.by_patch, len(cells)))
     if sweep.pair.clean.tokens.shape[1] > PEERS_UP_TO:
         return sides
     chosen = spaced(len(cells), SAMPLES[size])

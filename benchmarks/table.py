@@ -7,8 +7,8 @@ from statistics import median
 from benchmarks.measure import Row
 
 HEAD = (
-    "model", "case", "by", "passes", "answers agree", "{busy} s (min to max)", "wall s", "times the first", "wanted",
-    "GFLOP", "of matmul rate", "peak MiB", "{launched}",
+    "model", "case", "by", "runs", "answers agree", "{busy} s (min to max)", "wall s", "times the first", "wanted",
+    "passes", "GFLOP", "of matmul rate", "peak MiB", "{launched}",
 )  # fmt: skip
 
 
@@ -24,15 +24,16 @@ def _cells(row: Row, rate: float) -> list[str]:
     side = row.side
     sampled = "" if side.sample is None else f", from {len(side.sample)} runs"
     agrees = f"{'yes' if row.agrees else 'NO'}, {row.error:.0e}"
-    known = [row.case.model, row.case.name, side.name + sampled, f"{side.passes:,g}", agrees]
+    known = [row.case.model, row.case.name, side.name + sampled, f"{side.runs:,}", agrees]
     if not row.times:
-        return [*known, *["not timed"] * 3, "", *[""] * 4]
+        return [*known, *["not timed"] * 3, "", *[""] * 5]
     share = row.flops / row.busy / rate
     return [
         *known, spread([one.busy for one in row.times]), number(median(one.wall for one in row.times)),
         f"{row.ratio:.2f}" if row.ratio < 10 else f"{row.ratio:.1f}",
         "" if side.wanted is None else f"≥ {side.wanted:g}",
-        number(row.flops / 1e9), "" if math.isnan(share) else f"{share:.0%}", _mebibytes(row.bytes_peak),
+        number(row.flops / row.case.one_pass), number(row.flops / 1e9), "" if math.isnan(share) else f"{share:.0%}",
+        _mebibytes(row.bytes_peak),
         "" if math.isnan(row.launched) else f"{row.launched:,.0f}",
     ]  # fmt: skip
 
