@@ -1,5 +1,6 @@
 """What sites hold on given prompts: slices, heads' results, feature activations, and their means over a dataset."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from mechkit.core.interventions import Intervention, Slice
 from mechkit.core.metrics import Metric
-from mechkit.core.places import Place
+from mechkit.core.places import Place, cut, groups, places
 from mechkit.core.prompts import Prompts, by_length
 from mechkit.core.renumbered import renumbered
 from mechkit.core.site import SQUARE_NAMES, Site
@@ -22,6 +23,9 @@ Value = Tensor | list[Tensor]
 
 _NOTHING = Metric("nothing", "", "last", lambda logits, prompts: logits.new_zeros(logits.shape[:-2]), batched=True)
 """Stands in for a metric where only activations are wanted."""
+
+_FEW = 32
+"""Parts of one hook that are read one by one; of more, the whole hook is read and cut."""
 
 _BATCH = 64
 """Reference prompts that are read at a time."""
@@ -68,13 +72,20 @@ class Reader:
 
         Cost: one forward pass per prompt length, one more where a site's slices differ in shape.
         """
-        hooks = list(dict.fromkeys(self.hook_site(site) for site in sites))
+        at = {site: self.hook_site(site) for site in sites}
+        hooks = list(dict.fromkeys(at.values()))
         even = {_key(one) for one in one_per_position(hooks) if len(set(widths(one, prompts))) == 1}
         alike = [hook for hook in hooks if _key(hook) in even]
-        swept = sweep(self.model, prompts, [[]], list(metrics) or [_NOTHING], base=base, read=alike)
-        found: dict[Site, Value] = {hook: swept.read[hook][0] for hook in alike}
+        wholes = _wholes(alike) if len(set(prompts.lengths)) == 1 else {}
+        asked = [*wholes.values(), *(hook for hook in alike if (hook.name, hook.layer) not in wholes)]
+        swept = sweep(self.model, prompts, [[]], list(metrics) or [_NOTHING], base=base, read=asked)
+        found: dict[Site, Value] = {site: slices[0] for site, slices in swept.read.items()}
+        cutter = _Cutter(prompts)
+        for hook in alike:
+            if hook not in found:
+                found[hook] = cutter.cut(found[wholes[hook.name, hook.layer]], hook)
         found |= self._read_uneven(prompts, [hook for hook in hooks if _key(hook) not in even], base)
-        return swept.scores[0], {site: self._value(site, found[self.hook_site(site)]) for site in sites}
+        return swept.scores[0], {site: self._value(site, found[at[site]]) for site in sites}
 
     def _read_uneven(self, prompts: Prompts, hooks: list[Site], base: Sequence[Intervention]) -> dict[Site, Value]:
         """Slices by prompt, read from the prompts of one shape at a time."""
@@ -123,6 +134,29 @@ class Reader:
                     for slices in [value] if isinstance(value, Tensor) else value:
                         totals[site].add(slices)
         return {site: _fitted(site, totals[site].mean(), reference, prompts) for site in sites}
+
+
+def _wholes(hooks: Sequence[Site]) -> dict[tuple, Site]:
+    """Hooks of which so many parts are wanted that they are better read whole, by name and layer."""
+    counts = Counter((hook.name, hook.layer) for hook in hooks)
+    return {(name, layer): Site(name, layer) for (name, layer), count in counts.items() if count > _FEW}
+
+
+class _Cutter:
+    """Slices of hook tensors that hold prompts of one length; views where the prompts agree on the place."""
+
+    def __init__(self, prompts: Prompts) -> None:
+        self.prompts = prompts
+        self.found: dict[tuple, list[tuple[Place, list[int]]]] = {}
+
+    def cut(self, x: Any, site: Site) -> Tensor:
+        placed = self.found.get(_key(site))
+        if placed is None:
+            placed = self.found[_key(site)] = groups(places(site, self.prompts))
+        if len(placed) == 1:
+            return cut(x, site, placed[0][0])
+        back = torch.tensor([row for _, rows in placed for row in rows], device=x.device).argsort()
+        return torch.cat([cut(x[rows], site, place) for place, rows in placed])[back]
 
 
 class _Total:

@@ -221,3 +221,11 @@ def test_the_addition_model_reads_the_second_number_where_it_stands(addition):
     assert found.where(layer=1).top(1).sites[0].pos == 3  # by then most of it is at the equals sign
     last = mk.patch(addition, pair, "L1.resid_post@-1", mk.logit_diff)
     torch.testing.assert_close(last.scores[0], last.gap, atol=1e-3, rtol=1e-4)  # logits of some tens
+
+
+@pytest.mark.parametrize("mode", ["denoise", "noise"])
+def test_hooks_read_whole_and_cut_give_the_values_read_one_by_one(model, monkeypatch, mode):
+    sites = [*ONE_PLACE, *ALL_PLACES, "L*.H*.result@s", "L0.resid_pre@1:3"]
+    few = mk.patch(model, PAIR, sites, mk.logit_diff, mode=mode)
+    monkeypatch.setattr("mechkit.patching.values._FEW", 0)
+    torch.testing.assert_close(mk.patch(model, PAIR, sites, mk.logit_diff, mode=mode).scores, few.scores, **CLOSE)
