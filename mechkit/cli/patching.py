@@ -11,6 +11,7 @@ from mechkit.cli.terminal import bars, loaded, require_writable
 
 METRICS = ("logit_diff", "logit", "logprob", "prob", "accuracy", "loss")
 """Metrics that need no more than the prompts and their answers."""
+MODES, ABLATIONS = ("denoise", "noise"), ("zero", "mean", "resample")
 FILES = ("patch.html", "patch.png", "patch.parquet", "patch.safetensors")
 
 
@@ -49,8 +50,13 @@ def patch(
 
 def _check_words(corrupt: str | None, metric: str | None, mode: str | None, ablate: str | None) -> None:
     """Raise ValueError, before the model is loaded, for options that mean nothing together."""
-    if metric not in (None, *METRICS):
-        raise ValueError(f"no metric '{metric}'; it is one of {', '.join(METRICS)}")
+    for option, word, known in (
+        ("--metric", metric, METRICS),
+        ("--mode", mode, MODES),
+        ("--ablate", ablate, ABLATIONS),
+    ):
+        if word not in (None, *known):
+            raise ValueError(f"{option} is one of {', '.join(known)}, not '{word}'")
     if mode is not None and ablate is not None:
         raise ValueError(f"--mode {mode} takes values from the pair, --ablate {ablate} does not; give one of the two")
     if corrupt is None and ablate is None:

@@ -33,16 +33,21 @@ th:first-child, td:first-child { text-align: left; }
 
 
 def figure_page(
-    figure: go.Figure, title: str, facts: Sequence[tuple[str, str]], head: Sequence[str], rows: Sequence[Sequence[str]]
+    figure: go.Figure,
+    title: str,
+    facts: Sequence[tuple[str, str]] = (),
+    head: Sequence[str] = (),
+    rows: Sequence[Sequence[str]] = (),
 ) -> str:
-    """HTML of a page with `title`, `facts` by name, the figure and a table; all text is shown as text."""
+    """HTML of a page with `title`, `facts` by name, the figure and, with a head, a table; all text is shown as text."""
     drawn = figure.to_html(full_html=False, include_plotlyjs=True, config={"displayModeBar": False})
+    table = _table(head, rows) if head else ""
     listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
-        f"<body><h1>{escape(title)}</h1><dl>{listed}</dl>\n{drawn}\n{_table(head, rows)}</body></html>\n"
+        f"<body><h1>{escape(title)}</h1><dl>{listed}</dl>\n{drawn}\n{table}</body></html>\n"
     )
 
 

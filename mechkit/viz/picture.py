@@ -86,7 +86,8 @@ def with_tokens(rows: pd.DataFrame, tokens: Sequence[str]) -> pd.DataFrame:
     """
     places = rows["pos"] if "pos" in rows else [None] * len(rows)
     known = range(-len(tokens), len(tokens))
-    return rows.assign(token=[tokens[pos] if isinstance(pos, int) and pos in known else None for pos in places])
+    found = [tokens[pos] if isinstance(pos, int) and pos in known else None for pos in places]
+    return rows.assign(token=pd.Series(found, index=rows.index, dtype=object))
 
 
 def _is_grid(rows: pd.DataFrame, axes: list[str]) -> bool:
