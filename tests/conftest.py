@@ -5,6 +5,8 @@ import os
 # Threads that spin while they wait starve each other on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from pathlib import Path
+
 from jaxtyping import install_import_hook
 
 install_import_hook("mechkit", "beartype.beartype")
@@ -40,6 +42,24 @@ def build():
 @pytest.fixture(scope="session")
 def model():
     return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def gpt2_like():
+    """A random model of three layers with GPT-2's tokenizer, where that lies in `shared/data` above this folder."""
+    folders = (up / "shared/data/gpt2_tokenizer/tokenizer.json" for up in Path(__file__).resolve().parents)
+    found = next((path for path in folders if path.exists()), None)
+    if found is None:
+        pytest.skip("GPT-2's tokenizer is not in a folder shared/data above the tests")
+    from transformers import PreTrainedTokenizerFast
+
+    end = "<|endoftext|>"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(found), bos_token=end, eos_token=end, unk_token=end, pad_token=end, padding_side="right"
+    )
+    model = tiny_model(n_layers=3, d_vocab=50257, n_ctx=32)
+    model.tokenizer, model.cfg.tokenizer_prepends_bos = tokenizer, False  # set_tokenizer would ask the Hub
+    return model
 
 
 @pytest.fixture(scope="session")

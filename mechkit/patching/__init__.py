@@ -8,4 +8,6 @@ patches along paths, `compat` holds drop-in functions.
 
 from mechkit.core.lazy import lazily
 
-__getattr__, __dir__, __all__ = lazily(__name__, {"attribute": "attribution", "patch": "activation", "path_patch": "paths"})
+__getattr__, __dir__, __all__ = lazily(
+    __name__, {"attribute": "attribution", "patch": "activation", "path_patch": "paths"}
+)

@@ -8,7 +8,6 @@ own and nothing is hooked; elsewhere by one hooked pass per sender. The patched 
 """
 
 from collections.abc import Callable, Iterable
-from typing import Literal, get_args
 
 import torch
 
@@ -20,7 +19,6 @@ from mechkit.core.site import Edge, Site
 from mechkit.patching.deltas import SENDERS
 from mechkit.patching.protocol import Protocol
 
-Freeze = Literal["attention", "all"]
 Sites = str | Site | Iterable[str | Site]
 
 _HELD = {"attention": ("z", "result", "attn_out"), "all": ("z", "result", "attn_out", "mlp_out")}
@@ -34,7 +32,7 @@ def path_patch(
     receivers: Sites,
     metric: Metric | Callable,
     *,
-    freeze: Freeze = "attention",
+    freeze: str = "attention",
     memory: int | None = None,
 ) -> Result:
     """Change in `metric` on the clean prompts when one sender is corrupt for the receivers alone, a row per sender.
@@ -65,7 +63,7 @@ def path_patch(
     and slices whose shapes differ between clean and corrupt.
     Source: Wang et al. 2022, section 3.1 and appendix B.
     """
-    if freeze not in get_args(Freeze):
+    if freeze not in _HELD:
         raise ValueError(f"freeze is 'attention' or 'all', not {freeze!r}")
     measured = as_metric(metric)
     ends = _ends(model, pair, senders, receivers, measured, freeze)
@@ -84,7 +82,7 @@ def path_patch(
     return Result.of_edges(edges, scores, measured.unit, meta, gap=gap.cpu())
 
 
-def _ends(model, pair: Pair, senders: Sites, receivers: Sites, metric: Metric, freeze: Freeze):
+def _ends(model, pair: Pair, senders: Sites, receivers: Sites, metric: Metric, freeze: str):
     """Concrete senders and receivers. Raises ValueError for what cannot send or receive."""
     if receivers == "logits":
         receivers = Site("resid_post", model.cfg.n_layers - 1, pos=-1 if metric.reads == "last" else None)

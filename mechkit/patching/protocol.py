@@ -23,9 +23,9 @@ from mechkit.patching.deltas import RECEIVERS, Deltas, swapped, whole
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Error of the row that changes nothing, relative to the clean run, above which the model computes something else."""
 _HALF_TOLERANCE = 0.05
-_ROWS = 1 << 29
+_BYTES = 1 << 29
 """Bytes of rows and receivers' values at a time, unless a limit is named."""
-_NOTHING = Metric("nothing", "", "last", lambda logits, prompts: logits.new_zeros(len(prompts)))
+_NOTHING = Metric("nothing", "", "last", lambda logits, prompts: logits.new_zeros(logits.shape[:-2]), batched=True)
 
 
 class Received(Replace):
@@ -54,7 +54,7 @@ class Protocol:
     def measure(self, memory: int | None) -> tuple[Float[Tensor, "sender prompt"], Float[Tensor, "prompt"]]:
         """The metric of the patched runs minus that of x_orig, and that of x_new minus that of x_orig."""
         each = sum(group.bytes_per_sender for group in self.groups)
-        size = max(1, (_ROWS if memory is None else memory // 2) // each)
+        size = max(1, (_BYTES if memory is None else memory // 2) // each)
         chunks = [self.senders[i : i + size] for i in range(0, len(self.senders), size)]
         found = [self._patched(chunk, None if memory is None else memory // 2) for chunk in progress(chunks, "senders")]
         clean = found[0][0]

@@ -1,37 +1,10 @@
 """Prompts of indirect object identification, on GPT-2's own tokenizer."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 import mechkit as mk
 from mechkit.zoo.ioi import NAMES, OBJECTS, PLACES, TEMPLATES, Words
-
-BESIDE = next(
-    (
-        up / "shared/data/gpt2_tokenizer"
-        for up in Path(__file__).parents
-        if (up / "shared/data/gpt2_tokenizer").exists()
-    ),
-    None,
-)
-
-
-@pytest.fixture(scope="module")
-def gpt2_like(build):
-    """A random model of two layers with GPT-2's tokenizer."""
-    if BESIDE is None:
-        pytest.skip("GPT-2's tokenizer is not beside this checkout (shared/data/gpt2_tokenizer)")
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(BESIDE / "tokenizer.json"), bos_token="<|endoftext|>", eos_token="<|endoftext|>",
-        unk_token="<|endoftext|>", pad_token="<|endoftext|>", padding_side="right",
-    )  # fmt: skip
-    model = build(d_vocab=50257, n_ctx=32)
-    model.tokenizer, model.cfg.tokenizer_prepends_bos = tokenizer, False  # set_tokenizer would ask the Hub
-    return model
 
 
 def test_the_right_name_is_the_one_that_is_given_once(gpt2_like):
