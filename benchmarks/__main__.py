@@ -53,7 +53,7 @@ def main(
     sections, agreed = [made_by(device, size, rate)], True
     for name in chosen:
         if name == "graphs":
-            sections.append(graph_table(device, 3 if size == "small" else 7))
+            sections.append(graph_table(device, size, rate))
             continue
         title, rows_of = QUESTIONS[name]
         rows = [row for one in subjects(device, size, stories) for row in rows_of(one, device, size, SECONDS[size])]

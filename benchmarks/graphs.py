@@ -13,13 +13,16 @@ import torch
 from torch import Tensor
 
 import mechkit as mk
-from benchmarks.measure import matmul_rate, timed
+from benchmarks.measure import timed
 from benchmarks.table import spread
 from mechkit.core.loop import hooked
 from mechkit.core.prompts import Prompts
 from mechkit.dictionaries import Transcoder, transcoders_for
 from mechkit.graphs.attribution import Attribution, mlp_input
 from mechkit.graphs.frozen import FrozenModel
+
+REPEATS = 7
+"""Timed rounds of each case."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,11 @@ class Case:
     prompts: Prompts
 
 
-def graph_table(device: str, repeats: int) -> str:
-    """The table, in Markdown: medians of CPU or wall time, interleaved, with spread, FLOPs and floor."""
-    rate = matmul_rate(device)
+def graph_table(device: str, size: str, rate: float) -> str:
+    """The table, in Markdown: medians of busy time, interleaved, with spread, FLOPs and floor. Small: one model."""
     head = "| case | targets | descent s (min to max) | autograd s (min to max) | ratio | GFLOP | floor s |"
     rows = [head, "| --- | --- | --- | --- | --- | --- | --- |"]
-    rows += [measured(case, repeats, rate) for case in cases(device)]
+    rows += [measured(case, REPEATS, rate) for case in cases(device, size)]
     return "\n".join(["## Attribution matrix", "", *rows])
 
 
@@ -113,14 +115,14 @@ def contract(engine: Attribution, row: Tensor, slopes: Sequence[Tensor | None]) 
         row[columns] = (slope[places[:, 0]] * written).sum(1)
 
 
-def cases(device: str) -> list[Case]:
-    """The bundled model on its prompt, and a random model of 4 layers, d_model 256, 16 tokens."""
+def cases(device: str, size: str) -> list[Case]:
+    """The bundled model on its prompt, and, in full, a random model of 4 layers, d_model 256, 16 tokens."""
     addition = mk.load("addition", device=device)
     bases = transcoders_for(addition) or []
-    return [
-        Case("addition, 35+59=", addition, bases, Prompts.from_text(addition, "35+59=")),
-        random_case(device, n_layers=4, d_model=256, n_tokens=16, per_token=60),
-    ]
+    found = [Case("addition, 35+59=", addition, bases, Prompts.from_text(addition, "35+59="))]
+    if size == "full":
+        found.append(random_case(device, n_layers=4, d_model=256, n_tokens=16, per_token=60))
+    return found
 
 
 def random_case(device: str, *, n_layers: int, d_model: int, n_tokens: int, per_token: int) -> Case:

@@ -29,11 +29,9 @@ WANTED = {
 }  # fmt: skip
 """How many times the CPU time of mechkit `transformer_lens.patching` is to take at GPT-2-small shape, 16 tokens."""
 FULL_ONLY = {("heads, all positions", None), ("heads by position", None)}
-"""Left out of the small size."""
+"""Left out of the small size, and so are plain loops and, but for resid_pre, `mk.patch`."""
 SAMPLES = {"small": 8, "full": 48}
 """Runs of a sweep that a peer makes, evenly spaced over its cells."""
-MOST_CELLS = 1000
-"""Runs up to which the small size also measures `mk.patch`."""
 PEERS_UP_TO = 128
 """Longest prompt that peers run on."""
 
@@ -41,6 +39,7 @@ PEERS_UP_TO = 128
 @torch.no_grad()
 def sweep_rows(subject: Subject, device: str, size: str, seconds: float) -> Iterator[Row]:
     """Rows of every sweep on every pair and prompt length of one model."""
+    _settle(subject)
     for n_tokens in subject.lengths:
         for first in PAIRS:
             pair = subject.pair(n_tokens, first=first)
@@ -52,6 +51,12 @@ def sweep_rows(subject: Subject, device: str, size: str, seconds: float) -> Iter
                 sides = _sides(Sweep(subject.model, pair, kinds), size, wanted)
                 case = Case(subject.name, f"{name}, {described(pair)}", sides, *known)
                 yield from measured(case, device, seconds)
+
+
+def _settle(subject: Subject) -> None:
+    """One sweep of one run: the engine's check of itself, once per model, is made before anything is counted."""
+    pair = subject.pair(min(subject.lengths), first=5)
+    mk.sweep(subject.model, pair.clean, [[mk.Zero("L0.mlp_out@-1")]], mk.logit_diff)
 
 
 def described(pair: mk.Pair) -> str:
@@ -66,17 +71,15 @@ def _is_target(subject: Subject, n_tokens: int) -> bool:
 
 
 def _sides(sweep: Sweep, size: str, wanted: float | None) -> list[Side]:
-    cells = sweep.cells()
+    cells, small = sweep.cells(), size == "small"
     sides = [Side("mechkit compat", sweep.by_compat, len(cells))]
-    if size == "full" or len(cells) <= MOST_CELLS:
+    if not small or sweep.kinds == KINDS["resid_pre"]:
         sides.append(Side("mechkit patch", sweep.by_patch, len(cells)))
     if sweep.pair.clean.tokens.shape[1] > PEERS_UP_TO:
         return sides
     chosen = spaced(len(cells), SAMPLES[size])
     sample = None if len(chosen) == len(cells) else chosen
     some = [cells[i] for i in chosen]
-    return [
-        *sides,
-        Side("transformer_lens.patching", lambda: sweep.by_transformer_lens(some), len(cells), sample, wanted),
-        Side("run_with_hooks loop", lambda: sweep.by_loop(some), len(cells), sample),
-    ]
+    sides.append(Side("transformer_lens.patching", lambda: sweep.by_transformer_lens(some), len(cells), sample, wanted))
+    loop = Side("run_with_hooks loop", lambda: sweep.by_loop(some), len(cells), sample)
+    return sides if small else [*sides, loop]

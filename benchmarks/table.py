@@ -31,7 +31,7 @@ def _cells(row: Row, rate: float) -> list[str]:
     return [
         *known, spread([one.busy for one in row.times]), number(median(one.wall for one in row.times)),
         f"{row.ratio:.2f}" if row.ratio < 10 else f"{row.ratio:.1f}",
-        "" if side.wanted is None else f"≥ {side.wanted:g}",
+        "" if side.wanted is None else f"≥ {side.wanted:g}: {'met' if row.ratio >= side.wanted else 'NOT met'}",
         number(row.flops / row.case.one_pass), number(row.flops / 1e9), "" if math.isnan(share) else f"{share:.0%}",
         _mebibytes(row.bytes_peak),
         "" if math.isnan(row.launched) else f"{row.launched:,.0f}",

@@ -52,7 +52,7 @@ def _heatmap(drawn: Heatmap, unit: str) -> dict:
         "zmax": drawn.limit,
         "xgap": 1,
         "ygap": 1,
-        "colorbar": {"title": {"text": _plain(unit), "side": "top"}, "thickness": 14, "outlinewidth": 0},
+        "colorbar": {"title": {"text": f"{_plain(unit)}<br>&nbsp;", "side": "top"}, "thickness": 14, "outlinewidth": 0},
         "hovertemplate": "%{text}<br>%{z:.4g}<extra></extra>",
         "hoverongaps": False,
     }
