@@ -1,6 +1,6 @@
 """From hook tensors and gradients to one number per site: change times slope, summed over the site's slice.
 
-`Contraction` holds the tensors of some prompts; sites that differ in their index alone are handled together.
+`Contraction` holds the tensors of some prompts; sites that differ in head and index alone are handled together.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,12 +14,15 @@ from torch import Tensor
 from mechkit.core.gradients import Found, Tensors
 from mechkit.core.places import Place, cut, places
 from mechkit.core.prompts import Prompts
-from mechkit.core.site import Site
+from mechkit.core.site import HEAD_NAMES, SQUARE_NAMES, Site
 from mechkit.patching.qk_fix import FIXED, Attention
 
 Scores = Float[Tensor, "set site prompt"]
 Spots = Sequence[tuple[list[int], Place, Place]]
 """Rows of a batch, with the place of a site in one side's prompts and in the other's."""
+
+Part = tuple[int | None, int | None]
+"""Head and index of a site; None for all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,27 +47,25 @@ class Contraction:
         found = torch.empty(n_sets, len(sites), n_prompts, dtype=dtype, device=self.near.logits.device)
         for place, members in by_place(sites):
             spots = self._spots(place)
-            numbers = torch.tensor(list(members), device=found.device)
-            indices = list(members.values())
+            numbers, parts = torch.tensor([i for i, *_ in members], device=found.device), [m[1:] for m in members]
             if place.name in FIXED and place.layer in self.attentions:
-                found[:, numbers] = self._through_softmax(place, indices, spots)
+                found[:, numbers] = self._through_softmax(place, parts, spots).to(dtype)
                 continue
             for rows, here, there in spots:
-                part = self._slice_scores(place, rows, here, there, indices)
-                found[:, numbers[:, None], torch.tensor(rows, device=found.device)] = part.to(dtype)
+                table = self._table(place, rows, here, there, indexed=parts[0][1] is not None)
+                found[:, numbers[:, None], torch.tensor(rows, device=found.device)] = _pick(table, parts).to(dtype)
         return found
 
-    def _slice_scores(self, site: Site, rows: list[int], here: Place, there: Place, indices: list) -> Scores:
-        """Scores of the site's slice with each of the indices (None for all of it) on some of the prompts."""
-        total = 0
-        name = source_hook(self.model, site, indexed=indices[0] is not None)
-        site = site if not name.endswith("hook_z") else site.at(name="z")
+    def _table(self, site: Site, rows: list[int], here: Place, there: Place, *, indexed: bool) -> Tensor:
+        """Scores of the place on some of the prompts, by head, and by index if `indexed`."""
+        total: Any = 0
+        name = source_hook(self.model, site, indexed=indexed)
+        site = site.at(name="z") if site.name == "result" and name.endswith("hook_z") else site
         for firing, near in enumerate(tensors(self.model, self.near.values, name)):
             change = self._change(name, firing, site, near, rows, here, there)
             slopes = [tensors(self.model, one, name, slopes=True)[firing] for one in self.near.gradients]
-            product = torch.stack([change * cut(slope[rows], site, here).to(change.dtype) for slope in slopes])
-            total = total + _reduced(product, indices)
-        assert isinstance(total, Tensor)
+            cuts = [cut(_rows(slope, rows), site, here).to(change.dtype) for slope in slopes]
+            total = total + _by_head(torch.stack([change * slope for slope in cuts]), site, indexed=indexed)
         return total
 
     def _change(
@@ -72,19 +73,19 @@ class Contraction:
     ) -> Tensor:
         """What would come in less what is there, or what is there."""
         dtype = torch.promote_types(near.dtype, torch.float32)
-        old = cut(near[rows], site, here).to(dtype)
+        old = cut(_rows(near, rows), site, here).to(dtype)
         if self.far is None:
             return old
-        new = cut(tensors(self.model, self.far, name)[firing][rows], site, there).to(dtype)
+        new = cut(_rows(tensors(self.model, self.far, name)[firing], rows), site, there).to(dtype)
         return torch.where(new == old, 0, new - old)  # masked scores are -inf on both sides
 
-    def _through_softmax(self, site: Site, indices: list, spots: Spots) -> Scores:
+    def _through_softmax(self, site: Site, parts: list[Part], spots: Spots) -> Scores:
         """Scores of queries or keys with the pattern computed anew, one index after the other."""
         assert self.far is not None
         new, attention = self.far[site.hook][0], self.attentions[site.layer]  # type: ignore[index]
-        effects = [attention.effects(site.at(index=index), new, spots) for index in indices]
-        by_head = torch.stack(effects, 1)
-        return by_head.sum(-1) if site.head is None else by_head.select(-1, int(site.head))
+        indices = dict.fromkeys(index for _, index in parts)
+        effects = {index: attention.effects(site.at(index=index), new, spots) for index in indices}
+        return torch.cat([_pick(effects[index], [(head, None)]) for head, index in parts], 1)
 
     def _spots(self, site: Site) -> Spots:
         near, far = (places(site, prompts) for prompts in self.prompts)
@@ -94,12 +95,12 @@ class Contraction:
         return list(found.values())
 
 
-def by_place(sites: Sequence[Site]) -> Iterator[tuple[Site, dict[int, int | None]]]:
-    """Sites without their index, each with the numbers and indices of those that share it; whole sites apart."""
-    found: dict[tuple[Site, bool], dict[int, int | None]] = {}
+def by_place(sites: Sequence[Site]) -> Iterator[tuple[Site, list[tuple[int, int | None, int | None]]]]:
+    """Places without head and index, each with the sites there as (number, head, index); sites without index apart."""
+    found: dict[tuple[Site, bool], list] = {}
     for i, site in enumerate(sites):
-        assert not isinstance(site.index, str)
-        found.setdefault((site.at(index=None), site.index is None), {})[i] = site.index
+        place = site.at(head=None, index=None), site.index is None
+        found.setdefault(place, []).append((i, site.head, site.index))
     for (place, _), members in found.items():
         yield place, members
 
@@ -137,13 +138,29 @@ def hooks_for(model, sites: Sequence[Site], *, qk_fix: bool) -> list[str]:
             continue
         needed[name] = None
         if qk_fix and place.name in FIXED:
-            needed |= dict.fromkeys(place.at(name=part, index=None).hook for part in ("q", "k", "pattern"))
+            needed[place.at(name="pattern", index=None).hook] = None
     return list(needed)
 
 
-def _reduced(product: Float[Tensor, "set prompt *slice"], indices: list) -> Scores:
-    """The product summed over the slice, or over all of it but the last axis, of which the indices are taken."""
-    if indices[0] is None:
-        return product.reshape(*product.shape[:2], -1).sum(2)[:, None].expand(-1, len(indices), -1)
-    kept = product if product.ndim == 3 else product.flatten(2, -2).sum(2)
-    return kept[..., torch.tensor(indices, device=product.device)].transpose(1, 2)
+def _by_head(product: Float[Tensor, "set prompt *slice"], site: Site, *, indexed: bool) -> Tensor:
+    """The product summed over positions, by head (a single one where the hook has none), and by index if `indexed`."""
+    if site.name not in HEAD_NAMES:
+        product = product.unsqueeze(2)
+    elif site.name not in SQUARE_NAMES:
+        product = product.movedim(-2, 2)
+    rest = product.reshape(*product.shape[:3], -1, product.shape[-1] if indexed else 1)
+    return rest.sum(3) if indexed else rest.sum((3, 4))
+
+
+def _pick(table: Float[Tensor, "set prompt head *index"], parts: Sequence[Part]) -> Scores:
+    """What the table holds for each head, None for all of them, and index."""
+    n_heads = table.shape[2]
+    table = torch.cat([table, table.sum(2, keepdim=True)], 2)
+    heads = torch.tensor([n_heads if head is None else head for head, _ in parts], device=table.device)
+    if table.ndim == 3:
+        return table[:, :, heads].transpose(1, 2)
+    return table[:, :, heads, torch.tensor([index for _, index in parts], device=table.device)].transpose(1, 2)
+
+
+def _rows(x: Tensor, rows: list[int]) -> Tensor:
+    return x if len(rows) == len(x) else x[rows]

@@ -52,7 +52,7 @@ class Attention:
         for rows, here, there in spots:
             part = cut(new[rows], whole, there)
             changed[rows] = paste(base[rows], whole, here, part)
-        pattern = self.pattern({site.hook: changed}) - self.found.values[self.hook("pattern")][0]
+        pattern = self.pattern(site.hook, changed) - self.found.values[self.hook("pattern")][0]
         slopes = torch.stack([gradients[self.hook("pattern")][0] for gradients in self.found.gradients])
         effect = (pattern * slopes).sum((-1, -2))
         return effect.unflatten(-1, (base.shape[2], -1)).sum(-1)
@@ -62,15 +62,13 @@ class Attention:
         return f"blocks.{self.layer}.attn.hook_{name}"
 
     @torch.no_grad()
-    def pattern(self, changed: dict[str, Tensor]) -> Float[Tensor, "prompt head dest src"]:
-        """The pattern with some of the queries and keys changed, and all else as in the base run."""
+    def pattern(self, hook: str, changed: Tensor) -> Float[Tensor, "prompt head dest src"]:
+        """The pattern with one hook's tensor changed, and all else as in the base run."""
         seen: list[Tensor] = []
-        name = self.hook("pattern")
-        held = {self.hook(part): self.found.values[self.hook(part)][0] for part in ("q", "k")} | changed
-        edits = [(hook, f) for hook, f in self.side.hooks(self.rows) if hook.startswith(f"blocks.{self.layer}.attn.")]
-        put = [(hook, lambda x, module, value=value: value) for hook, value in held.items()]
+        edits = [edit for edit in self.side.hooks(self.rows) if edit[0].startswith(f"blocks.{self.layer}.attn.")]
+        put = [(hook, lambda x, module: changed), (self.hook("pattern"), lambda x, module: seen.append(x))]
         args, kwargs = self.inputs
-        with installed(self.model, [*edits, *put, (name, lambda x, module: seen.append(x))]):
+        with installed(self.model, [*edits, *put]):
             self.model.blocks[self.layer].attn(*args, **kwargs)
         return seen[0]
 
