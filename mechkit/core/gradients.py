@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechkit.core.interventions import Hook, Intervention
+from mechkit.core.loop import hooked
 from mechkit.core.metrics import Metric
 from mechkit.core.prompts import Prompts
 
@@ -166,15 +167,29 @@ def constant_parameters(model) -> Iterator[None]:
 @contextmanager
 def installed(model, hooks: Sequence[Hook]) -> Iterator[None]:
     """Forward hooks in place inside the block, on hook points or on modules, by name; the model's own stay."""
+    points = [(name, function) for name, function in hooks if name in model.hook_dict]
     handles = []
     try:
-        for name, function in hooks:
-            point = model.hook_dict[name] if name in model.hook_dict else model.get_submodule(name)
-            handles.append(point.register_forward_hook(lambda module, _, x, function=function: function(x, module)))
-        yield
+        with hooked(model, points):
+            for name, function in hooks:
+                if name not in model.hook_dict:
+                    handles.append(model.get_submodule(name).register_forward_hook(_on_output(function)))
+            yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _on_output(function: Callable) -> Callable:
+    """A module's forward hook; where the module gives several things, of the first."""
+
+    def hook(module, inputs, output):
+        if not isinstance(output, tuple):
+            return function(output, module)
+        new = function(output[0], module)
+        return None if new is None else (new, *output[1:])
+
+    return hook
 
 
 def _backward(

@@ -108,8 +108,16 @@ def by_place(sites: Sequence[Site]) -> Iterator[tuple[Site, list[tuple[int, int 
 def source_hook(model, site: Site, *, indexed: bool) -> str:
     """The hook whose tensors score a site.
 
-    A head's result is a linear function of its z, and where the model does not compute it, so is its score.
+    A head's result is a linear function of its z, and where the model does not compute it, so is its score. Raises
+    ValueError for a resid_mid that is not the residual stream, as on a TransformerBridge.
     """
+    if site.name == "resid_mid" and model.hook_dict[site.hook] is getattr(
+        model.blocks[site.layer].ln2, "hook_in", None
+    ):
+        raise ValueError(
+            f"site '{site}' is what the MLP alone reads on a {type(model).__name__}, so its slope is not that of the "
+            f"residual stream; take 'L{site.layer}.attn_out', whose slope is, or resid_pre and resid_post"
+        )
     if site.name != "result" or model.cfg.use_attn_result:
         return site.hook
     return site.hook if indexed else site.at(name="z").hook

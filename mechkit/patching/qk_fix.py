@@ -21,6 +21,9 @@ from mechkit.core.site import Site
 FIXED = frozenset({"q", "k", "rot_q", "rot_k"})
 """Hooks whose effect passes the softmax and nothing else."""
 
+_CACHES = frozenset({"past_kv_cache_entry", "past_key_values", "past_key_value"})
+"""Arguments that would add the keys of the first call to those of the next."""
+
 _NORMS_ACROSS_HEADS = ("OlmoeForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM")
 
 
@@ -80,6 +83,7 @@ def attention_inputs(model, layers: Sequence[int]) -> Iterator[dict[int, tuple[t
 
     def keep(layer: int):
         def hook(module, args, kwargs) -> None:
+            kwargs = {name: value for name, value in kwargs.items() if name not in _CACHES}
             plain = {name: value.detach() if isinstance(value, Tensor) else value for name, value in kwargs.items()}
             kept[layer] = (tuple(x.detach() if isinstance(x, Tensor) else x for x in args), plain)
 
