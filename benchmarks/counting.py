@@ -37,16 +37,23 @@ def counted(work: Callable[[], T]) -> tuple[T, float, int]:
     return answer, float(flops.get_total_flops()), operations.total
 
 
-def launches(work: Callable[[], object]) -> float:
-    """CUDA kernels that one call launches; a replayed graph is one launch."""
+def uncounted(work: Callable[[], T]) -> tuple[T, float, float]:
+    """What `work` gives, without counters: captured or compiled work does not pass through them."""
+    return work(), math.nan, math.nan
+
+
+def launches(work: Callable[[], object]) -> tuple[float, float]:
+    """Launches that one call makes on CUDA (a replayed graph is one), and seconds that its kernels ran."""
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         work()
         torch.cuda.synchronize()
+    events = list(seen.events() or [])
     starts = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
-    return float(sum(event.count for event in seen.key_averages() if event.key.startswith(starts)))
+    in_kernels = sum(event.time_range.elapsed_us() for event in events if event.device_type.name == "CUDA")
+    return float(sum(event.name.startswith(starts) for event in events)), in_kernels / 1e6
 
 
 def peak_memory(work: Callable[[], T], device: str) -> tuple[T, float]:

@@ -12,7 +12,7 @@ import mechkit as mk
 from benchmarks.measure import Case, Row, Side, measured
 from benchmarks.models import Subject, gradients_allowed, one_pass
 from benchmarks.peers import Sweep, attribution_by_backward
-from benchmarks.sweeps import KINDS, described
+from benchmarks.sweeps import KINDS, described, positions_of
 
 
 def gradient_rows(subject: Subject, device: str, size: str, seconds: float) -> Iterator[Row]:
@@ -20,7 +20,7 @@ def gradient_rows(subject: Subject, device: str, size: str, seconds: float) -> I
     for n_tokens in subject.lengths:
         pair = subject.pair(n_tokens, first=None)
         for name in ("every block", "heads by position"):
-            sweep = Sweep(subject.model, pair, KINDS[name])
+            sweep = Sweep(subject.model, pair, KINDS[name], positions_of(pair))
             n = len(sweep.cells())
             with gradients_allowed(subject.model), torch.no_grad():
                 largest = float(attribution_by_backward(sweep).abs().max())

@@ -5,12 +5,12 @@ that one capture serves every position and value. Neither is assumed to work: wh
 the table, and the answers of what can are compared before it is timed.
 """
 
-import sys
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from benchmarks.measure import left_out
 from mechkit.core.loop import hooked
 
 WARM_UPS = 3
@@ -33,7 +33,7 @@ def captured(model, tokens: Tensor, name: str, mask: Tensor) -> Callable[[], Ten
         with hooked(model, [edit]), torch.cuda.graph(graph):
             logits = model(static)
     except RuntimeError as error:
-        return _left_out("captured graph", error)
+        return left_out("captured graph", error)
 
     def run() -> Tensor:
         static.copy_(tokens)
@@ -49,6 +49,7 @@ def compiled(model, tokens: Tensor, name: str, mask: Tensor) -> Callable[[], Ten
 
     The hook is in place while the function is traced, and stays in it: Dynamo does not look at a module's hooks again.
     """
+    torch.compiler.reset()  # nothing compiled for another model or length is to be met again, its hook in it
     value = torch.zeros((), device=tokens.device)
     edit = _edit(name, mask, value)
     run_compiled = torch.compile(lambda ids: model(ids), mode="reduce-overhead")
@@ -57,7 +58,7 @@ def compiled(model, tokens: Tensor, name: str, mask: Tensor) -> Callable[[], Ten
             for _ in range(WARM_UPS):
                 run_compiled(tokens)
     except Exception as error:  # Dynamo and Inductor each have their own
-        return _left_out("compiled", error)
+        return left_out("compiled", error)
 
     def run() -> Tensor:
         torch.compiler.cudagraph_mark_step_begin()
@@ -68,8 +69,3 @@ def compiled(model, tokens: Tensor, name: str, mask: Tensor) -> Callable[[], Ten
 
 def _edit(name: str, mask: Tensor, value: Tensor) -> tuple[str, Callable]:
     return name, lambda x, hook: torch.where(mask, value.to(x.dtype), x)
-
-
-def _left_out(words: str, error: Exception) -> None:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    print(f"no row '{words}': {reason}", file=sys.stderr)

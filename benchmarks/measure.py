@@ -6,15 +6,17 @@ side: whether its answer agrees, its time, passes, FLOPs, share of the matrix-pr
 
 import gc
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from statistics import median
 
 import torch
 from torch import Tensor
 
-from benchmarks.counting import counted, launches, peak_memory
+from benchmarks.counting import counted, launches, peak_memory, uncounted
 
 ROUNDS = (3, 30)
 """Fewest and most timed rounds of a case; between them, as many as fit into the seconds given."""
@@ -67,9 +69,9 @@ class Time:
     """One timing of one call."""
 
     busy: float
-    """CPU seconds of the process on a CPU; seconds between events on CUDA."""
+    """CPU seconds of the process on a CPU; seconds between two events on CUDA."""
     wall: float
-    """Seconds on the clock, launches and waiting included."""
+    """Seconds on the clock."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,9 @@ class Row:
     bytes_peak: float = math.nan
     """Most memory above what was held before the call."""
     launched: float = math.nan
-    """Operations (CPU) or kernels (CUDA) launched."""
+    """Operations on a CPU; launches of kernels, or of graphs of them, on CUDA."""
+    in_kernels: float = math.nan
+    """Seconds that CUDA kernels ran; where they are few of the busy ones, launches are what is waited for."""
 
     @property
     def agrees(self) -> bool:
@@ -122,23 +126,33 @@ def measured(case: Case, device: str, seconds: float) -> list[Row]:
     return [_with_times(row, rounds, first.name) if row.agrees else row for row in rows]
 
 
-def _answered(case: Case, side: Side, reference: Tensor | None, device: str) -> tuple[Row, Tensor]:
+def _answered(case: Case, side: Side, reference: list[Tensor] | None, device: str) -> tuple[Row, list[Tensor]]:
     """The row of a side before it is timed: its error, its counts, its memory; and its answer."""
     started = time.perf_counter()
-    (answer, flops, operations), peak = peak_memory(lambda: counted(side.run), device)
+    count = uncounted if side.captured else counted
+    (answer, flops, operations), peak = peak_memory(lambda: count(side.run), device)
     seconds = time.perf_counter() - started
-    found = _flat(answer)
-    there = found if reference is None else reference if side.sample is None else reference[list(side.sample)]
-    if found.shape != there.shape:
-        raise ValueError(f"'{side.name}' gave {found.numel()} numbers on '{case.name}', not {there.numel()}")
-    whole = 1.0 if reference is None or side.sample is None else len(reference) / len(side.sample)
-    error = float(torch.where(found == there, 0, (found - there).abs()).max()) / case.size  # -inf is equal to -inf
-    launched = operations if device == "cpu" else launches(side.run)
+    found = [answer] if isinstance(answer, Tensor) else list(answer)
+    whole, there = 1.0, found if reference is None else reference
+    if reference is not None and side.sample is not None:
+        flat = reference[0].flatten()
+        whole, there = len(flat) / len(side.sample), [flat[list(side.sample)]]
+    error = max(_difference(a, b, case, side) for a, b in zip(found, there, strict=True)) / case.size
+    launched, in_kernels = (operations, math.nan) if device == "cpu" else launches(side.run)
     row = Row(
-        case, side, error if error == error else math.inf, whole, seconds, bytes_peak=peak, launched=launched * whole,
-        flops=math.nan if side.captured else flops * whole,
+        case, side, error if error == error else math.inf, whole, seconds, flops=flops * whole, bytes_peak=peak,
+        launched=launched * whole, in_kernels=in_kernels * whole,
     )  # fmt: skip
     return row, found
+
+
+def _difference(found: Tensor, there: Tensor, case: Case, side: Side) -> float:
+    """Largest difference of two parts of an answer; -inf is equal to -inf, and NaN to nothing."""
+    if found.numel() != there.numel():
+        raise ValueError(f"'{side.name}' gave {found.numel()} numbers on '{case.name}', not {there.numel()}")
+    a, b = (part.detach().flatten().cpu() for part in (found, there))
+    same = a == b
+    return 0.0 if bool(same.all()) else float((a.double() - b.double()).abs().masked_fill(same, 0).max())
 
 
 def _with_times(row: Row, rounds: Sequence[dict[str, Time]], first: str) -> Row:
@@ -166,7 +180,7 @@ def timed(work: Callable[[], object], device: str, repeats: int = 1) -> Time:
     """Seconds of one call, the mean of `repeats` in a row.
 
     Busy time is the CPU time of the process on a CPU, which other work on the machine disturbs least, and the time
-    between two events on CUDA, where the wall clock stands beside it: their gap is what launches cost.
+    between two events on CUDA, which counts the device's waiting for launches too (see `Row.in_kernels`).
     """
     if device != "cuda":
         start, busy = time.perf_counter(), time.process_time()
@@ -184,6 +198,7 @@ def timed(work: Callable[[], object], device: str, repeats: int = 1) -> Time:
     return Time(before.elapsed_time(after) / 1000 / repeats, (time.perf_counter() - start) / repeats)
 
 
+@cache
 def matmul_rate(device: str, size: int | None = None) -> float:
     """FLOPs per busy second of a square float32 matrix product, the best of ten."""
     size = size or (8192 if device == "cuda" else 1536)
@@ -192,7 +207,7 @@ def matmul_rate(device: str, size: int | None = None) -> float:
     return 2 * size**3 / min(timed(lambda: a @ a, device).busy for _ in range(10))
 
 
-def _flat(answer: Tensor | Sequence[Tensor]) -> Tensor:
-    """The numbers of an answer, in float64 on the CPU."""
-    parts = [answer] if isinstance(answer, Tensor) else answer
-    return torch.cat([part.detach().flatten().to("cpu", torch.float64) for part in parts])
+def left_out(words: str, reason: object) -> None:
+    """Say on stderr why a row is not in the table."""
+    line = (str(reason).strip() or type(reason).__name__).splitlines()[0]
+    print(f"no row '{words}': {line}", file=sys.stderr)

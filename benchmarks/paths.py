@@ -11,15 +11,13 @@ import torch
 import mechkit as mk
 from benchmarks.measure import Case, Row, Side, measured
 from benchmarks.models import Subject, one_pass
-from benchmarks.peers import Paths, spaced
-from benchmarks.sweeps import PAIRS, described
+from benchmarks.peers import Paths
+from benchmarks.sweeps import PAIRS, described, is_target, sampled, too_long
 from mechkit.core.site import Site
 from mechkit.patching.paths import path_patch
 
 WANTED = 25
-"""How many times the CPU time of mechkit two passes per sender are to take, at GPT-2-small shape and 16 tokens."""
-PEERS_UP_TO = 128
-"""Longest prompt that peers run on."""
+"""How many times the CPU time of mechkit two passes per sender are to take, at GPT-2-small shape, 16 tokens, one differing."""
 
 
 @torch.no_grad()
@@ -29,11 +27,14 @@ def path_rows(subject: Subject, device: str, size: str, seconds: float) -> Itera
         for first in PAIRS:
             pair = subject.pair(n_tokens, first=first)
             paths = Paths(subject.model, pair, receivers(subject.model))
-            words = ", ".join(str(site) for site in paths.receivers)
-            case = Case(
-                subject.name, f"every head to {words}, {described(pair)}", _sides(subject, paths, size),
-                *one_pass(subject.model, pair.clean),
-            )  # fmt: skip
+            senders, (largest, flops) = paths.senders(), one_pass(subject.model, pair.clean)
+            name = f"every head to {', '.join(map(str, paths.receivers))}, {described(pair)}"
+            if too_long(name, len(senders), flops, device, size):
+                continue
+            _ = paths.heads, paths.start  # values to patch in and to measure from
+            chosen = sampled(len(senders), 2 * flops, device, size)
+            wanted = WANTED if is_target(subject, n_tokens) and first is not None else None
+            case = Case(subject.name, name, _sides(paths, senders, chosen, wanted), largest, flops)
             yield from measured(case, device, seconds)
 
 
@@ -45,17 +46,13 @@ def receivers(model) -> list[Site]:
     return [Site("q", layer=layer, head=head) for layer, head in heads]
 
 
-def _sides(subject: Subject, paths: Paths, size: str) -> list[Side]:
-    senders = paths.senders()
-    sides = [Side("mechkit", lambda: by_mechkit(paths, senders), len(senders))]
-    n_tokens = paths.pair.clean.tokens.shape[1]
-    if n_tokens > PEERS_UP_TO:
-        return sides
-    chosen = spaced(len(senders), 8 if size == "small" else 48)
+def _sides(paths: Paths, senders: list[Site], chosen: list[int], wanted: float | None) -> list[Side]:
     sample = None if len(chosen) == len(senders) else chosen
-    wanted = WANTED if subject.name == "GPT-2-small shape" and n_tokens == 16 else None
     some = [senders[i] for i in chosen]
-    return [*sides, Side("two hooked passes", lambda: paths.by_loop(some), len(senders), sample, wanted)]
+    return [
+        Side("mechkit", lambda: by_mechkit(paths, senders), len(senders)),
+        Side("two hooked passes", lambda: paths.by_loop(some), len(senders), sample, wanted),
+    ]
 
 
 def by_mechkit(paths: Paths, senders: list[Site]) -> torch.Tensor:

@@ -40,6 +40,8 @@ class Sweep:
     model: Any
     pair: mk.Pair
     kinds: tuple[str, ...]
+    positions: tuple[int, ...] | None = None
+    """Positions that are patched one by one; None for every one."""
 
     @cached_property
     def cache(self):
@@ -54,22 +56,26 @@ class Sweep:
     def cells(self) -> list[Cell]:
         """Every run."""
         cfg = self.model.cfg
-        sizes = {"l": cfg.n_layers, "p": self.pair.clean.tokens.shape[1], "h": cfg.n_heads}
-        return [(kind, place) for kind in self.kinds for place in product(*(range(sizes[axis]) for axis in AXES[kind]))]
+        positions = self.positions or range(self.pair.clean.tokens.shape[1])
+        along = {"l": range(cfg.n_layers), "p": positions, "h": range(cfg.n_heads)}
+        return [(kind, place) for kind in self.kinds for place in product(*(along[axis] for axis in AXES[kind]))]
 
     def by_transformer_lens(self, cells: Sequence[Cell]) -> Tensor:
         """The chosen cells by the library's own functions; one call per kind."""
         from transformer_lens import patching
 
+        with quiet():
+            return self._by_functions(patching, cells)
+
+    def _by_functions(self, module, cells: Sequence[Cell]) -> Tensor:
+        """The chosen cells by a module's `get_act_patch_` functions; one call per kind."""
+        arguments = (self.model, self.pair.corrupt.tokens, self.cache, self.metric)
         found = []
         for kind in self.kinds:
             places = [place for name, place in cells if name == kind]
-            if not places:
-                continue
-            patch = getattr(patching, f"get_act_patch_{kind}")
-            table = pd.DataFrame(places, columns=["layer", *(COLUMNS[axis] for axis in AXES[kind][1:])])
-            with quiet():
-                arguments = (self.model, self.pair.corrupt.tokens, self.cache, self.metric)
+            if places:
+                table = pd.DataFrame(places, columns=["layer", *(COLUMNS[axis] for axis in AXES[kind][1:])])
+                patch = getattr(module, f"get_act_patch_{kind}")
                 found.append(patch(*arguments, index_axis_names=None, index_df=table))
         return torch.cat(found)
 
@@ -92,6 +98,8 @@ class Sweep:
         """Every run by mechkit's drop-ins, called as the library's own functions are."""
         from mechkit.patching import compat
 
+        if self.positions is not None:
+            return self._by_functions(compat, self.cells())
         arguments = (self.model, self.pair.corrupt.tokens, self.cache, self.metric)
         if self.kinds == BLOCK_EVERY:
             return compat.get_act_patch_block_every(*arguments)
@@ -191,8 +199,8 @@ def _is_z(name: str) -> bool:
 
 def attribution_by_backward(sweep: Sweep) -> Tensor:
     """Attribution patching of every cell by the usual recipe: `value.backward()` with caching hooks both ways."""
-    model, cells = sweep.model, sweep.cells()
-    names = sorted({hook_of(kind, place)[0] for kind, place in cells})
+    model = sweep.model
+    names = sorted({site.hook for site in sweep.sites()})
     _, clean = model.run_with_cache(sweep.pair.clean.tokens, names_filter=names)
     values, slopes = {}, {}
     forward = [(name, lambda x, hook: values.__setitem__(hook.name, x.detach())) for name in names]
@@ -200,11 +208,21 @@ def attribution_by_backward(sweep: Sweep) -> Tensor:
     model.zero_grad(set_to_none=True)
     with torch.enable_grad(), model.hooks(forward, backward):
         sweep.metric(model(sweep.pair.corrupt.tokens)).backward()
+    return torch.cat([_contracted(sweep, kind, clean, values, slopes) for kind in sweep.kinds])
+
+
+def _contracted(sweep: Sweep, kind: str, clean, values: dict[str, Tensor], slopes: dict[str, Tensor]) -> Tensor:
+    """Change times slope of every cell of one kind, summed over its slice: one product per layer."""
     found = []
-    for kind, place in cells:
-        name, key = hook_of(kind, place)
-        found.append(((clean[name] - values[name])[key] * slopes[name][key]).sum())
-    return torch.stack(found)
+    for layer in range(sweep.model.cfg.n_layers):
+        name = site_of(kind, [layer] + [0] * (len(AXES[kind]) - 1)).hook
+        product = ((clean[name] - values[name]) * slopes[name])[0].sum(-1)
+        if "p" not in AXES[kind]:
+            product = product.sum(0)
+        elif sweep.positions is not None:
+            product = product[list(sweep.positions)]
+        found.append(product.flatten())
+    return torch.cat(found)
 
 
 def spaced(n: int, wanted: int) -> list[int]:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import torch
 
 import mechkit as mk
-from benchmarks.measure import Case, Row, Side, measured
+from benchmarks.measure import Case, Row, Side, left_out, matmul_rate, measured
 from benchmarks.models import Subject, one_pass
-from benchmarks.peers import BLOCK_EVERY, Sweep, spaced
+from benchmarks.peers import AXES, BLOCK_EVERY, Sweep, spaced
 
 KINDS = {
     "resid_pre": ("resid_pre",),
@@ -30,10 +30,16 @@ WANTED = {
 """How many times the CPU time of mechkit `transformer_lens.patching` is to take at GPT-2-small shape, 16 tokens."""
 FULL_ONLY = {("heads, all positions", None), ("heads by position", None)}
 """Left out of the small size, and so are plain loops and, but for resid_pre, `mk.patch`."""
-SAMPLES = {"small": 8, "full": 48}
-"""Runs of a sweep that a peer makes, evenly spaced over its cells."""
-PEERS_UP_TO = 128
-"""Longest prompt that peers run on."""
+POSITIONS = 16
+"""Positions patched one by one at most, evenly spaced."""
+LONGEST = {"small": 30.0, "full": 60.0}
+"""Busy seconds of one call of mechkit above which a sweep is left out, estimated from its FLOPs."""
+PEER_SECONDS = {"small": 1.5, "full": 9.0}
+"""Busy seconds of the sample of runs that a peer makes, estimated likewise."""
+FEWEST, MOST = 4, 48
+"""Runs in such a sample."""
+OF_RATE = 0.2
+"""Share of the matrix-product rate that peers' forward passes reach on a CPU, about."""
 
 
 @torch.no_grad()
@@ -43,20 +49,40 @@ def sweep_rows(subject: Subject, device: str, size: str, seconds: float) -> Iter
     for n_tokens in subject.lengths:
         for first in PAIRS:
             pair = subject.pair(n_tokens, first=first)
-            known = one_pass(subject.model, pair.clean)
+            largest, flops = one_pass(subject.model, pair.clean)
             for name, kinds in KINDS.items():
+                sweep = Sweep(subject.model, pair, kinds, positions_of(pair))
                 if size == "small" and (name, first) in FULL_ONLY:
                     continue
-                wanted = WANTED.get((name, first)) if _is_target(subject, n_tokens) else None
-                sides = _sides(Sweep(subject.model, pair, kinds), size, wanted)
-                case = Case(subject.name, f"{name}, {described(pair)}", sides, *known)
+                if too_long(f"{name}, {described(pair)}", len(sweep.cells()), flops, device, size):
+                    continue
+                _ = sweep.cache, sweep.start  # given to every side
+                wanted = WANTED.get((name, first)) if is_target(subject, n_tokens) else None
+                sides = _sides(sweep, size, sampled(len(sweep.cells()), flops, device, size), wanted)
+                along = sweep.positions is not None and any("p" in AXES[kind] for kind in kinds)
+                some = f", at {len(sweep.positions or ())} of them" if along else ""
+                case = Case(subject.name, f"{name}, {described(pair)}{some}", sides, largest, flops)
                 yield from measured(case, device, seconds)
 
 
-def _settle(subject: Subject) -> None:
-    """One sweep of one run: the engine's check of itself, once per model, is made before anything is counted."""
-    pair = subject.pair(min(subject.lengths), first=5)
-    mk.sweep(subject.model, pair.clean, [[mk.Zero("L0.mlp_out@-1")]], mk.logit_diff)
+def too_long(name: str, n_runs: int, flops: float, device: str, size: str) -> bool:
+    """Whether `n_runs` would take mechkit longer than is waited for; says so. A run costs about a third of a pass."""
+    expected = n_runs * flops / 3 / matmul_rate(device)
+    if expected <= LONGEST[size]:
+        return False
+    left_out(name, f"{n_runs} runs would take about {expected:.0f} s a call")
+    return True
+
+
+def sampled(n_runs: int, flops: float, device: str, size: str) -> list[int]:
+    """The runs that a peer makes, of `n_runs` that cost it one forward pass each."""
+    a_pass = flops / matmul_rate(device) / OF_RATE
+    return spaced(n_runs, max(FEWEST, min(MOST, int(PEER_SECONDS[size] / a_pass))))
+
+
+def is_target(subject: Subject, n_tokens: int) -> bool:
+    """Whether the ratios are those that are wanted: GPT-2-small shape, 16 tokens."""
+    return subject.name == "GPT-2-small shape" and n_tokens == 16
 
 
 def described(pair: mk.Pair) -> str:
@@ -66,18 +92,23 @@ def described(pair: mk.Pair) -> str:
     return f"{len(differ)} tokens, {where}"
 
 
-def _is_target(subject: Subject, n_tokens: int) -> bool:
-    return subject.name == "GPT-2-small shape" and n_tokens == 16
+def positions_of(pair: mk.Pair) -> tuple[int, ...] | None:
+    """The positions that are patched one by one; None for every one."""
+    n_tokens = pair.clean.tokens.shape[1]
+    return None if n_tokens <= POSITIONS else tuple(spaced(n_tokens, POSITIONS))
 
 
-def _sides(sweep: Sweep, size: str, wanted: float | None) -> list[Side]:
+def _settle(subject: Subject) -> None:
+    """One sweep of one run: the engine's check of itself, once per model, is made before anything is counted."""
+    pair = subject.pair(min(subject.lengths), first=5)
+    mk.sweep(subject.model, pair.clean, [[mk.Zero("L0.mlp_out@-1")]], mk.logit_diff)
+
+
+def _sides(sweep: Sweep, size: str, chosen: list[int], wanted: float | None) -> list[Side]:
     cells, small = sweep.cells(), size == "small"
     sides = [Side("mechkit compat", sweep.by_compat, len(cells))]
     if not small or sweep.kinds == KINDS["resid_pre"]:
         sides.append(Side("mechkit patch", sweep.by_patch, len(cells)))
-    if sweep.pair.clean.tokens.shape[1] > PEERS_UP_TO:
-        return sides
-    chosen = spaced(len(cells), SAMPLES[size])
     sample = None if len(chosen) == len(cells) else chosen
     some = [cells[i] for i in chosen]
     sides.append(Side("transformer_lens.patching", lambda: sweep.by_transformer_lens(some), len(cells), sample, wanted))

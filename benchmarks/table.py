@@ -34,8 +34,18 @@ def _cells(row: Row, rate: float) -> list[str]:
         "" if side.wanted is None else f"≥ {side.wanted:g}: {'met' if row.ratio >= side.wanted else 'NOT met'}",
         number(row.flops / row.case.one_pass), number(row.flops / 1e9), "" if math.isnan(share) else f"{share:.0%}",
         _mebibytes(row.bytes_peak),
-        "" if math.isnan(row.launched) else f"{row.launched:,.0f}",
+        _launched(row),
     ]  # fmt: skip
+
+
+def _launched(row: Row) -> str:
+    """How many launches, and on CUDA the share of the time that kernels ran; less than half is bound by launches."""
+    if math.isnan(row.launched):
+        return ""
+    if math.isnan(row.in_kernels):
+        return f"{row.launched:,.0f}"
+    share = row.in_kernels / row.busy
+    return f"{row.launched:,.0f}; kernels {share:.0%}{', launch-bound' if share < 0.5 else ''}"
 
 
 def spread(times: Sequence[float]) -> str:
