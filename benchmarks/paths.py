@@ -17,7 +17,7 @@ from mechkit.core.site import Site
 from mechkit.patching.paths import path_patch
 
 WANTED = 25
-"""How many times the CPU time of mechkit two passes per sender are to take, at GPT-2-small shape, 16 tokens, one differing."""
+"""How many times the CPU time of mechkit two passes per sender are to take: GPT-2-small shape, 16 tokens."""
 
 
 @torch.no_grad()

@@ -65,12 +65,12 @@ def _heatmap(drawn: Heatmap, unit: str, title: str) -> Figure:
     mesh = axes.pcolormesh(np.ma.masked_invalid(drawn.values), cmap=colours, vmin=-limit, vmax=limit, **edges)
     _ticks(axes, "y", drawn.row_labels or list(map(str, drawn.rows)), MOST_ROWS)
     _ticks(axes, "x", drawn.column_labels or list(map(str, drawn.columns)), MOST_COLUMNS)
-    axes.set_xlabel(drawn.horizontal, fontsize=9, color=INK)
-    axes.set_ylabel(drawn.vertical, fontsize=9, color=INK)
+    axes.set_xlabel(drawn.horizontal, fontsize=9, color=INK, parse_math=False)
+    axes.set_ylabel(drawn.vertical, fontsize=9, color=INK, parse_math=False)
     bar = figure.colorbar(mesh, ax=axes, fraction=0.05, pad=0.03, aspect=24)
     bar.outline.set_visible(False)  # type: ignore[attr-defined]
     bar.ax.tick_params(length=0, labelsize=8, labelcolor=INK)
-    bar.set_label(unit, fontsize=9, color=INK)
+    bar.set_label(unit, fontsize=9, color=INK, parse_math=False)
     return figure
 
 
@@ -93,5 +93,5 @@ def _bars(drawn: Bars, unit: str, title: str) -> Figure:
     axes.set_yticks(range(n), drawn.labels, parse_math=False)
     axes.invert_yaxis()
     axes.margins(y=0.01)
-    axes.set_xlabel(unit, fontsize=9, color=INK)
+    axes.set_xlabel(unit, fontsize=9, color=INK, parse_math=False)
     return figure

@@ -36,6 +36,8 @@ def test_the_colour_scale_is_centred_on_zero():
     rows, values = heads()
     (trace,) = result_figure(rows, np.abs(values) + 1, "logits", "").data
     assert trace.zmin == -trace.zmax == -(np.abs(values) + 1).max()
+    (trace,) = result_figure(rows, -np.abs(values) - 1, "logits", "").data
+    assert trace.zmin == -trace.zmax == -(np.abs(values) + 1).max()
 
 
 def test_a_pair_without_a_row_is_blank():
@@ -87,6 +89,10 @@ def test_markup_in_texts_is_shown_as_text():
     figure = result_figure(pd.DataFrame({"name": ["<b>x</b>"]}), np.array([1.0]), "<i>", "<a href=x>")
     texts = [figure.layout.title.text, figure.layout.xaxis.title.text, *figure.layout.yaxis.ticktext]
     assert not any("<" in text for text in texts)
+    rows = pd.DataFrame({"layer": [0, 0, 1, 1], "pos": [0, 1] * 2, "token": ["<b>", "x"] * 2})
+    (trace,) = result_figure(rows, np.arange(4.0), "<i>", "").data
+    assert "<b>" not in str(trace.text)
+    assert "<i>" not in trace.colorbar.title.text
 
 
 def test_a_figure_can_be_written_as_html():
