@@ -73,8 +73,16 @@ SETTINGS = {
 }  # fmt: skip
 """What each variant changes of the plain configuration."""
 
-ONE_LENGTH = frozenset({"hooks that mask padding"})
-"""Variants that hold something per prompt, and so take prompts of one length only."""
+SEVERAL_LENGTHS = (
+    "LayerNorm", "no norm", "folded RMSNorm", "rotary, adjacent pairs", "rotary, some dimensions",
+    "rotary, stretched with the prompt", "queries scaled by log n", "shortformer", "ALiBi", "grouped queries", "Llama",
+    "folded parallel", "attention only", "bidirectional", "another output vocabulary", "local attention",
+    "local attention with its own rotation", "soft-capped scores", "Gemma 2", "OLMo 2", "attention sinks",
+    "mixture of experts", "one layer", "split query, key and value inputs", "float64 Gemma 2",
+    "a hook that changes patterns", "a hook that sees the whole batch", "hooks on modules", "a hook on the model",
+    "a replaced forward",
+)  # fmt: skip
+"""Variants that treat positions, or a whole prompt, in a way of their own: tested on ragged prompts too."""
 
 PADDING = torch.tensor([[False] * 5, [True, True, False, False, False]])
 """What the hooks that mask padding hide, `[prompt, pos]`."""

@@ -141,7 +141,7 @@ def test_nan_that_no_prompt_meets_is_no_error(model):
     assert assert_is_the_loop(model).isfinite().all()
 
 
-@pytest.mark.parametrize("site", ["embed@-1", "L1.resid_pre@-1", "L1.H0.z", "L2.mlp_post@-1", "L1.v@0"])
+@pytest.mark.parametrize("site", ["embed@-1", "L1.H0.z", "L1.v@0"])
 def test_nan_that_an_edit_puts_in_stays_in_its_run(model, site):
     runs = [*RUNS[:3], [mk.Scale(site, float("nan"))], *RUNS[3:], [mk.Scale(site, float("inf"))]]
     scores = assert_is_the_loop(model, runs=runs)
@@ -178,12 +178,10 @@ class InPlace(Intervention):
         return x.mul_(3.0)
 
 
-@pytest.mark.parametrize(
-    "site", ["embed", "L0.resid_pre@1", "L1.z@-1", "L1.pattern", "L2.mlp_post", "L2.resid_post@-1"]
-)
+@pytest.mark.parametrize("site", ["embed", "L1.resid_pre@1", "L1.pattern", "L2.mlp_post@-1"])
 def test_an_edit_that_writes_into_its_slice_spoils_no_other_run(model, site):
     edits = [[InPlace(site)], [InPlace(site), mk.Scale(site, -1.0)]]
-    assert_is_the_loop(model, runs=[[], edits[0], [], edits[1], *RUNS])
+    assert_is_the_loop(model, runs=[[], edits[0], [], edits[1], *RUNS[1:4]])
 
 
 def test_scores_do_not_depend_on_the_other_runs_or_their_order(model):
@@ -328,9 +326,8 @@ CHANGES = {
     **{
         name: change_weight(name)
         for name in (
-            "embed.W_E", "pos_embed.W_pos", "blocks.0.ln1.w", "blocks.0.ln1.b", "blocks.0.attn.W_Q",
-            "blocks.1.attn.b_V", "blocks.1.attn.W_O", "blocks.1.attn.b_O", "blocks.2.ln2.b", "blocks.2.mlp.W_in",
-            "blocks.2.mlp.b_out", "ln_final.w", "unembed.W_U", "unembed.b_U",
+            "embed.W_E", "pos_embed.W_pos", "blocks.0.ln1.w", "blocks.0.attn.W_Q", "blocks.1.attn.b_V",
+            "blocks.1.attn.W_O", "blocks.2.ln2.b", "blocks.2.mlp.W_in", "blocks.2.mlp.b_out", "unembed.b_U",
         )
     },
     "a cap": set_cap, "a hook": add_hook, "the dtype": lambda model: model.to(torch.float64),
@@ -339,8 +336,8 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_changes_in_a_model_between_two_calls_is_seen(model, change):
-    before = assert_is_the_loop(model)
+    before = assert_is_the_loop(model, runs=RUNS[:4])
     CHANGES[change](model)
-    after = assert_is_the_loop(model)
+    after = assert_is_the_loop(model, runs=RUNS[:4])
     assert (after - before).abs().max() > 1e-3 or change == "the dtype"
     assert after.dtype == (torch.float64 if change == "the dtype" else torch.float32)
