@@ -29,7 +29,7 @@ QUESTIONS: dict[str, tuple[str, Rows]] = {
     "paths": ("Path patching", path_rows),
     "gradients": ("Attribution patching", gradient_rows),
 }
-SECONDS = {"small": 0.5, "full": 8.0}
+SECONDS = {"small": 0.2, "full": 8.0}
 """Seconds a side is timed for, beyond the fewest rounds."""
 PACKAGES = ("torch", "transformer_lens", "transformers", "nnsight")
 

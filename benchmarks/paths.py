@@ -24,7 +24,7 @@ WANTED = 25
 def path_rows(subject: Subject, device: str, size: str, seconds: float) -> Iterator[Row]:
     """Rows of path patching on every pair and prompt length of one model."""
     for n_tokens in subject.lengths:
-        for first in PAIRS:
+        for first in PAIRS[:1] if size == "small" else PAIRS:
             pair = subject.pair(n_tokens, first=first)
             paths = Paths(subject.model, pair, receivers(subject.model))
             senders, (largest, flops) = paths.senders(), one_pass(subject.model, pair.clean)

@@ -34,7 +34,7 @@ POSITIONS = 16
 """Positions patched one by one at most, evenly spaced."""
 LONGEST = {"small": 30.0, "full": 60.0}
 """Busy seconds of one call of mechkit above which a sweep is left out, estimated from its FLOPs."""
-PEER_SECONDS = {"small": 1.5, "full": 9.0}
+PEER_SECONDS = {"small": 1.0, "full": 9.0}
 """Busy seconds of the sample of runs that a peer makes, estimated likewise."""
 FEWEST, MOST = 4, 48
 """Runs in such a sample."""

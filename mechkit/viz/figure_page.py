@@ -1,6 +1,7 @@
 """A figure as a page: one HTML file with its script, some facts above and a table below, that makes no request.
 
->>> figure_page(figure, "Patching", [("clean", "35+59=")], ["site", "logits"], [["L0.resid_pre@2", "+21.3"]])[:15]
+>>> import plotly.graph_objects as go
+>>> figure_page(go.Figure(), "Patching", [("clean", "35+59=")], ["site", "logits"], [["L0.resid_pre@2", "+21"]])[:15]
 '<!doctype html>'
 """
 

@@ -2,6 +2,7 @@
 
 `picture(rows, values)` decides which; `result_figure` draws it with plotly, `result_png` with matplotlib.
 
+>>> import numpy as np, pandas as pd
 >>> picture(pd.DataFrame({"layer": [0, 0, 1, 1], "head": [0, 1, 0, 1]}), np.arange(4.0)).vertical
 'layer'
 """
