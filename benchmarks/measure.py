@@ -20,6 +20,8 @@ from benchmarks.counting import counted, launches, peak_memory, uncounted
 
 ROUNDS = (3, 30)
 """Fewest and most timed rounds of a case; between them, as many as fit into the seconds given."""
+LONG = 30.0
+"""Seconds of a call above which one round is enough."""
 SHORTEST = 0.02
 """Seconds that one timing lasts at least: shorter work is repeated and divided."""
 REPEATED = 1.0
@@ -119,7 +121,8 @@ def measured(case: Case, device: str, seconds: float) -> list[Row]:
     repeats = {row.side.name: _repeats(row, device) for row in timed_rows}
     rounds: list[dict[str, Time]] = []
     started = time.perf_counter()
-    while len(rounds) < ROUNDS[0] or (
+    fewest = 1 if max(row.seconds for row in rows) > LONG else ROUNDS[0]
+    while len(rounds) < fewest or (
         len(rounds) < ROUNDS[1] and time.perf_counter() - started < seconds * len(timed_rows)
     ):
         rounds.append({row.side.name: _scaled_time(row, device, repeats[row.side.name]) for row in timed_rows})

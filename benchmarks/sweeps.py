@@ -32,7 +32,7 @@ FULL_ONLY = {("heads, all positions", None), ("heads by position", None)}
 """Left out of the small size, and so are plain loops and, but for resid_pre, `mk.patch`."""
 POSITIONS = 16
 """Positions patched one by one at most, evenly spaced."""
-LONGEST = {"small": 30.0, "full": 60.0}
+LONGEST = {"small": 30.0, "full": 200.0}
 """Busy seconds of one call of mechkit above which a sweep is left out, estimated from its FLOPs."""
 PEER_SECONDS = {"small": 1.0, "full": 9.0}
 """Busy seconds of the sample of runs that a peer makes, estimated likewise."""
