@@ -60,7 +60,7 @@ def sweep_rows(subject: Subject, device: str, size: str, seconds: float) -> Iter
                 wanted = WANTED.get((name, first)) if is_target(subject, n_tokens) else None
                 sides = _sides(sweep, size, sampled(len(sweep.cells()), flops, device, size), wanted)
                 along = sweep.positions is not None and any("p" in AXES[kind] for kind in kinds)
-                some = f", at {len(sweep.positions or ())} of them" if along else ""
+                some = f", {len(sweep.positions or ())} positions patched" if along else ""
                 case = Case(subject.name, f"{name}, {described(pair)}{some}", sides, largest, flops)
                 yield from measured(case, device, seconds)
 
