@@ -52,6 +52,16 @@ class AtMost(Intervention):
         return x.clamp(max=self.bound)
 
 
+@dataclass(frozen=True, eq=False)
+class Overflow(Intervention):
+    """Subtract, everywhere, what the last position has above a bound: nothing but after another edit."""
+
+    bound: float
+
+    def edit(self, x, prompts, place):
+        return x - (x[:, -1:] - self.bound).clamp(min=0)
+
+
 def shapes(model, prompts) -> dict[Site, torch.Size]:
     """The hook shape on all of `prompts` of every site that fires, without position, head or index."""
     found = {}
@@ -155,8 +165,9 @@ def mixed_runs(known: dict[Site, torch.Size], prompts, slices: dict[str, torch.T
     """Runs of several edits: late before early, over each other, restoring, on some prompts only, over positions."""
     last = max(site.layer for site in known if site.layer is not None)
     mid = last // 2
-    pre, z = f"L{last}.resid_pre@1", f"L{mid}.H0.z@-1"
+    pre, z, end = f"L{last}.resid_pre@1", f"L{mid}.H0.z@-1", f"L{last}.resid_pre@-1"
     add = lambda text: edit("add", Site.parse(text), known[_bare(text)], prompts)  # noqa: E731
+    bound = slices[end].max().item() + 0.01
     half = slices[z].clone()
     half[1:] += draw(half[1:].shape, "half")
     return [
@@ -168,6 +179,8 @@ def mixed_runs(known: dict[Site, torch.Size], prompts, slices: dict[str, torch.T
         [add("L0.resid_pre@0"), mk.Replace(z, slices[z])],
         [mk.Replace(z, half)],
         [mk.Scale("L0.resid_pre", 4.0), AtMost(f"L{last}.resid_post", 1.5)],
+        [mk.Scale("embed@-1", 9.0), Overflow(f"L{last}.resid_pre", bound)],
+        [mk.Replace(f"L{last}.attn_scores@-1", -torch.inf), mk.Scale("L0.resid_pre@1", 2.0)],
         [mk.Scale(z, 1.0), add(f"L{last}.v@0"), mk.Scale("embed", 1.0)],
         [FirstToLast(f"L{mid}.resid_pre")],
         [Centre(f"L{mid}.v"), FirstToLast(f"L{last}.resid_pre@-2:"), Centre("L0.resid_pre@s")],
@@ -175,7 +188,7 @@ def mixed_runs(known: dict[Site, torch.Size], prompts, slices: dict[str, torch.T
     ]
 
 
-RESTORED = ("L{last}.resid_pre@1", "L{mid}.H0.z@-1", "L{mid}.attn_out@s")
+RESTORED = ("L{last}.resid_pre@1", "L{mid}.H0.z@-1", "L{mid}.attn_out@s", "L{last}.resid_pre@-1")
 """Sites whose base values `mixed_runs` puts back and `unchanged_runs` puts in place of themselves."""
 
 

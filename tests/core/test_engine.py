@@ -130,13 +130,15 @@ def test_base_edits_under_all_runs_are_the_loop(built, name, prompts):
     known, texts = shapes(model, prompts), list(map(str, restored(model)))
     add = lambda text, kind="add": edit(kind, Site.parse(text), known[bare(text)], prompts)  # noqa: E731
     unedited = base_slices(model, prompts)
-    for base in ([add("embed@1"), mk.Scale(texts[1], 2.0)], [add(texts[0], "replace each"), add("L1.H1.pattern@-1")]):
+    attention = [add("L1.k@1"), mk.Scale("L1.q@-1", 2.0), mk.Scale("L1.v@0", -1.0), add("L1.H1.pattern@-1")]
+    for base in ([add("embed@1"), mk.Scale(texts[1], 2.0)], [add(texts[0], "replace each"), *attention]):
         edited = base_slices(model, prompts, base)
         runs = [
             *unchanged_runs(edited, last=2),
             *([mk.Replace(text, unedited[text])] for text in texts),
             *([mk.Scale(text, -1.0), add("L0.q@2")] for text in texts),
             [add("L0.resid_pre@0"), mk.Replace(texts[0], unedited[texts[0]])],
+            [mk.Scale("L1.q@-1", 3.0), mk.Scale("L1.H0.v@-1", 2.0)],
         ]
         assert_is_the_loop(model, prompts, runs, LAST, base)
         found = mk.sweep(model, prompts, runs, mk.logit_diff, base=base).scores
