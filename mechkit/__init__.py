@@ -13,6 +13,7 @@ from mechkit.core.lazy import lazily
 __version__ = "0.1.0"
 
 _HOMES = {
+    "core.engine.plan": ("Plan", "plan"),
     "core.interventions": ("Add", "Intervention", "Mean", "Noise", "ProjectOut", "Replace", "Scale", "Zero"),
     "core.metrics": ("Metric", "accuracy", "kl", "logit", "logit_diff", "logprob", "loss", "prob"),
     "core.places": ("expand",),

@@ -125,8 +125,8 @@ def test_an_edit_that_never_fires_is_an_error(model):
     for run, base in (([mk.Zero("L0.mlp_in@-1")], []), ([], [mk.Zero("L0.mlp_in@-1")])):
         with pytest.raises(ValueError, match=r"'L0.mlp_in@-1' was never reached.*turn on the model's own flag"):
             mk.sweep(model, EVEN, [run], mk.logit_diff, base=base)
-    with pytest.raises(ValueError, match=r"'L0.H1.result@-1' was never reached"):
-        mk.activations(model, EVEN, "L0.H1.result@-1")
+    with pytest.raises(ValueError, match=r"'L0.mlp_in@-1' was never reached"):
+        mk.activations(model, EVEN, "L0.mlp_in@-1")
 
 
 def test_a_site_the_model_lacks_is_an_error_before_any_pass(model):

@@ -195,7 +195,7 @@ class Scout:
 
 def _try(edit: Intervention, value: Tensor, place: Place, numbers: list[int]) -> tuple[Tensor, Tensor]:
     old = cut(value, edit.site, place)
-    return old, edit.edit(old, numbers, place).to(value.dtype)
+    return old, edit.edit(old.clone(), numbers, place).to(value.dtype)
 
 
 def _changed(site: Site, place: Place, old: Tensor, new: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mechkit.core.engine.agenda import ATTENTION
+from mechkit.core.engine.front import Front
 from mechkit.core.engine.fused import Layer
 
 if TYPE_CHECKING:
@@ -21,9 +22,12 @@ def attend(wave: "Wave", i: int, layer: Layer, x: Tensor, floor: int) -> tuple[T
     front = wave.front
     full = _in_full(wave, i)
     row, pos = front.tokens()
-    q, k, v = _project(wave, layer, x, pos)
+    q, k, v = _project(wave, layer, x, pos, full[row] | (pos >= floor))
     turned = [layer.rotate(part, front.index(pos)) for part in (q, k)] if layer.rotary else [q, k]
-    parts = _in_groups(wave, i, layer, x, (*turned, v), full, floor)
+    parts = [
+        (first, rows, [layer.attend(q, k, v, first), stream])
+        for first, rows, (q, k, v, stream) in _in_groups(wave, i, x, (*turned, v), full, floor)
+    ]
     raw_rows = np.flatnonzero(full)
     held = np.flatnonzero(full[row])
     late = []
@@ -55,75 +59,71 @@ def _in_full(wave: "Wave", i: int) -> np.ndarray:
     return full
 
 
-def _project(wave: "Wave", layer: Layer, x: Tensor, pos: np.ndarray) -> list[Tensor]:
-    """Queries, keys and values of the packed tokens, `[token, head, d]`, before any rotation."""
-    h = layer.norm1(x)
-    if wave.base.pos_embed is None:
+def _project(wave: "Wave", layer: Layer, x: Tensor, pos: np.ndarray, asked: np.ndarray) -> list[Tensor]:
+    """Queries (of `asked` tokens; others are 0), keys and values of the packed tokens, before any rotation."""
+    h = turned = layer.norm1(x)
+    if wave.base.pos_embed is not None:
+        turned = h + wave.base.pos_embed[wave.front.index(pos)]
+    if asked.all() and turned is h:
         flat = layer.project(h, slice(0, layer.v_columns.stop))
         return [layer.heads(flat[:, columns]) for columns in (layer.q_columns, layer.k_columns, layer.v_columns)]
-    turned = h + wave.base.pos_embed[wave.front.index(pos)]
-    sides = ((turned, layer.q_columns), (turned, layer.k_columns), (h, layer.v_columns))
-    return [layer.heads(layer.project(side, columns)) for side, columns in sides]
+    at = wave.front.index(np.flatnonzero(asked))
+    q = h.new_zeros(len(h), layer.q_columns.stop).index_copy(0, at, layer.project(turned[at], layer.q_columns))
+    return [
+        layer.heads(part) for part in (q, layer.project(turned, layer.k_columns), layer.project(h, layer.v_columns))
+    ]
 
 
-def _in_groups(wave: "Wave", i: int, layer: Layer, x: Tensor, qkv: tuple, full: np.ndarray, floor: int) -> list:
-    """`(start, rows, [z, stream])` of the joined rows that are not written out, by start."""
+def _in_groups(wave: "Wave", i: int, x: Tensor, qkv: tuple, full: np.ndarray, floor: int) -> list:
+    """`(start, rows, [q, k, v, stream])` of the joined rows that are not written out, by start."""
     front = wave.front
     streams, queries, keys, values = ([*front.dense(part), front.loose(part)] for part in (x, *qkv))
-    loose = np.unique(front.loose_row[~full[front.loose_row]])
-    starts = sorted({start for start, _ in front.groups} | set(wave.rows.start[loose].tolist()))
+    here = np.flatnonzero(~full[front.loose_row])
+    starts = wave.rows.start[front.loose_row[here]]
     dense = {start: (number, rows) for number, (start, rows) in enumerate(front.groups)}
     parts = []
-    for start in starts:
-        first = max(start, floor)
-        blocks: list[list[Tensor]] = []
-        members: list[np.ndarray] = []
-        if start in dense:
-            number, rows = dense[start]
-            keep = np.flatnonzero(~full[rows])
-            if len(keep):
-                members.append(rows[keep])
-                own = [
-                    part[number] if len(keep) == len(rows) else part[number][front.index(keep)]
-                    for part in (queries, keys, values, streams)
-                ]
-                blocks.append(_with_prefix(wave, i, rows[keep], start, first, own))
-        scattered = loose[wave.rows.start[loose] == start]
-        if len(scattered):
-            members.append(scattered)
-            blocks.append(
-                _scattered(wave, i, scattered, first, [part[-1] for part in (queries, keys, values, streams)])
-            )
-        if members:
-            q, k, v, stream = (torch.cat(same) if len(same) > 1 else same[0] for same in zip(*blocks, strict=True))
-            parts.append((first, np.concatenate(members), [layer.attend(q, k, v, first), stream]))
+    for start in sorted({start for start, _ in front.groups} | set(starts.tolist())):
+        number, rows = dense.get(start, (-1, front.loose_row[:0]))
+        keep = ~full[rows]
+        own = Members(
+            rows[keep], None if keep.all() else front.index(np.flatnonzero(keep)), here[starts == start], front
+        )
+        if len(own):
+            first = max(start, floor)
+            sources = (("Q", queries, first), ("K", keys, 0), ("V", values, 0), ("resid_pre", streams, first))
+            laid = [own.laid(wave.base.value[i, name], part[number], part[-1], start, at) for name, part, at in sources]
+            parts.append((first, own.rows, laid))
     return parts
 
 
-def _with_prefix(wave: "Wave", i: int, rows: np.ndarray, start: int, first: int, own: list[Tensor]) -> list[Tensor]:
-    """Dense rows' queries from `first` on, all keys and values (the base run's before `start`), and their stream."""
-    q, k, v, stream = own
-    if start:
-        prompt = wave.front.index(wave.rows.prompt[rows])
-        k, v = (
-            torch.cat([wave.base.value[i, name][:, :start][prompt], part], 1) for name, part in (("K", k), ("V", v))
-        )
-    return [q[:, first - start :], k, v, stream[:, first - start :]]
+class Members:
+    """Rows of one start: the dense ones, some of a group, then the loose ones, by their tokens."""
 
+    def __init__(self, dense: np.ndarray, chosen: Tensor | None, tokens: np.ndarray, front: Front) -> None:
+        self.front, self.n_dense, self.chosen, self.tokens = front, len(dense), chosen, tokens
+        loose, number = np.unique(front.loose_row[tokens], return_inverse=True)
+        self.rows = np.concatenate([dense, loose])
+        self.number, self.pos = len(dense) + number, front.loose_pos[tokens]
 
-def _scattered(wave: "Wave", i: int, rows: np.ndarray, first: int, own: list[Tensor]) -> list[Tensor]:
-    """The same for loose rows: the base run's values, with their own tokens put in."""
-    front = wave.front
-    here = np.flatnonzero(np.isin(front.loose_row, rows))
-    at, row, pos = (
-        front.index(here), front.index(np.searchsorted(rows, front.loose_row[here])), front.index(front.loose_pos[here])
-    )  # fmt: skip
-    laid = []
-    for name, part in zip(("Q", "K", "V", "resid_pre"), own, strict=True):
-        values = front.of_rows(wave.base.value[i, name], rows)
-        values[row, pos] = part[at]
-        laid.append(values if name in "KV" else values[:, first:])
-    return laid
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def laid(self, base: Tensor, dense: Tensor, loose: Tensor, start: int, first: int) -> Tensor:
+        """Values `[row, pos, ...]` from position `first` on: the base run's, and the rows' own over them."""
+        front, n, ahead = self.front, self.n_dense, max(start - first, 0)
+        own = dense if self.chosen is None else dense[self.chosen]
+        if n == len(self) and not ahead:
+            return own[:, first - start :]
+        out = base.new_empty(len(self), front.n_pos - first, *base.shape[2:])
+        prompt = front.index(front.rows.prompt[self.rows])
+        out[:n, :ahead] = base[:, first : first + ahead][prompt[:n]]
+        out[n:] = base[:, first:][prompt[n:]]
+        if n:
+            out[:n, ahead:] = own[:, max(first - start, 0) :]
+        held = np.flatnonzero(self.pos >= first)
+        at = front.index(self.number[held]), front.index(self.pos[held] - first)
+        out[at] = loose[front.index(self.tokens[held])]
+        return out
 
 
 def _written_out(

@@ -68,8 +68,9 @@ class BaseRun:
 
     def see(self, stage: Stage, value: Tensor) -> Tensor:
         """The value after the shared edits, kept; the runs' own edits are tried on it."""
-        self.raw[stage] = value
-        for edit in self.agenda.base.get(stage, []):
+        shared = self.agenda.base.get(stage, [])
+        self.raw[stage] = value.clone() if shared else value
+        for edit in shared:
             value = edit.apply(value, self.prompts, self.agenda.numbers)
         self.value[stage] = value
         self.scout.look(stage, value)

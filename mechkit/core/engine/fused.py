@@ -16,6 +16,9 @@ Tokens = Float[Tensor, "token _"]
 Neurons = Float[Tensor, "*token d_mlp"]
 
 _GELU_TANH = frozenset({"gelu_new", "gelu_fast", "gelu_pytorch_tanh"})
+_SHORT = 256
+"""Tokens up to which plain products beat the fused attention kernel on a CPU (measured 1.3 times at 16 and at 128)."""
+
 _POSITIONS = frozenset({"standard", "rotary", "shortformer", "alibi"})
 _UNUSUAL = {
     "use_normalization_before_and_after": "norms after its sub-layers",
@@ -134,7 +137,10 @@ class Layer:
         inward = [attn.W_Q, attn._W_K if grouped else attn.W_K, attn._W_V if grouped else attn.W_V]
         biases = [attn.b_Q, attn._b_K if grouped else attn.b_K, attn._b_V if grouped else attn.b_V]
         self.n_heads, self.n_kv, self.d_head = cfg.n_heads, inward[1].shape[0], cfg.d_head
-        self.W_QKV = torch.cat([w.transpose(0, 1).reshape(cfg.d_model, -1) for w in inward], 1)
+        widths = [w.shape[0] * self.d_head for w in inward]
+        self.W_QKV = attn.W_Q.new_empty(cfg.d_model, sum(widths))
+        for part, w in zip(self.W_QKV.split(widths, 1), inward, strict=True):
+            part.unflatten(1, (-1, self.d_head)).copy_(w.transpose(0, 1))
         self.b_QKV = torch.cat([b.reshape(-1) for b in biases])
         self.W_O = attn.W_O.reshape(-1, cfg.d_model)
         self.b_O = attn.b_O
@@ -210,9 +216,9 @@ class Layer:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, first: int) -> Float[Tensor, "row pos d_attn"]:
         """z of the queries `[row, pos, head, d]` at positions from `first` on, over all keys and values."""
-        if self.capped:
-            return self.mix(self.scores(q, k, first).softmax(-1), v)
-        bias = self.bias[:, first : first + q.shape[1], : k.shape[1]].to(q.dtype)
+        if self.capped or (q.device.type == "cpu" and self.n_pos <= _SHORT):
+            return self.mix(self._scores(q, k, first).softmax(-1), v)
+        bias = self.bias[:, first : first + q.shape[1], : k.shape[1]]
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         z = F.scaled_dot_product_attention(
             q, k, v, bias, scale=1.0 / self.attn.attn_scale, enable_gqa=self.n_kv != self.n_heads
@@ -221,12 +227,13 @@ class Layer:
 
     def scores(self, q: Tensor, k: Tensor, first: int) -> Float[Tensor, "row head dest src"]:
         """Attention scores, masked, as TransformerLens's hook has them."""
-        k = self._spread(k)
-        scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) / self.attn.attn_scale
+        return self._scores(q, k, first) + self._alibi_shift(k.shape[1])
+
+    def _scores(self, q: Tensor, k: Tensor, first: int) -> Float[Tensor, "row head dest src"]:
+        scores = q.transpose(1, 2) @ self._spread(k).permute(0, 2, 3, 1) / self.attn.attn_scale
         if self.capped:
             scores = self.cfg.attn_scores_soft_cap * torch.tanh(scores / self.cfg.attn_scores_soft_cap)
-        bias = self.bias[:, first : first + q.shape[1], : scores.shape[-1]].to(scores.dtype)
-        return scores + bias + self._alibi_shift(scores.shape[-1])
+        return scores + self.bias[:, first : first + q.shape[1], : k.shape[1]]
 
     def mix(self, pattern: Tensor, v: Tensor) -> Float[Tensor, "row pos d_attn"]:
         """z of an attention pattern `[row, head, dest, src]`; a row that attends nowhere gives 0."""
