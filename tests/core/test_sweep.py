@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import mechkit as mk
+from mechkit.core.loop import loop
 
 RAGGED = [[3, 1, 4, 1], [5, 9], [2, 6, 5, 3, 5], [8, 9, 7, 9]]
 PROMPTS = mk.Prompts.from_tokens(RAGGED, [1, 2, 3, 4], [5, 6, 7, 8], spans={"s": [(0, 2), (1, 2), (2, 5), (3, 4)]})
@@ -189,3 +190,12 @@ def test_every_long_loop_tells_the_progress_hook(model):
     assert told == [("runs", 2), "step", "step"]  # of three runs one changes nothing
     mk.sweep(model, EVEN, [[]], mk.logit_diff)
     assert len(told) == 3  # outside the block nothing is told
+
+
+def test_a_block_with_a_forward_of_its_own_is_never_left_out(build):
+    model = build(n_layers=3)
+    old = model.blocks[1].forward
+    model.blocks[1].forward = lambda *args, **more: old(*args, **more) + 0.5
+    runs = [[mk.Zero("L2.q@1")], [mk.Scale("L2.resid_pre@1", 2.0)]]
+    wanted, _, _ = loop(model, EVEN, runs, [mk.logit_diff], [], [])
+    torch.testing.assert_close(mk.sweep(model, EVEN, runs, mk.logit_diff).scores, wanted[..., 0], rtol=0, atol=1e-4)

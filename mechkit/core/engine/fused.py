@@ -6,6 +6,7 @@ one call of `sweep`, so that weights changed between calls are seen.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +47,7 @@ def obstacle(model) -> str | None:
             return f"it has {words}"
     if cfg.positional_embedding_type not in _POSITIONS or getattr(cfg, "n_devices", 1) > 1:
         return f"it has {cfg.positional_embedding_type} positions or lies on several devices"
-    if (getattr(model, "tokenizer", None) is not None) and model.tokenizer.padding_side == "left":
+    if getattr(model.tokenizer, "padding_side", "right") == "left":
         return "its tokenizer pads on the left"
     return foreign(model)
 
@@ -56,10 +57,10 @@ def foreign(model) -> str | None:
     return _foreign_hook(model) or _foreign_module(model)
 
 
-def first_hooked_block(model) -> int:
-    """The first block that has a hook of the user's own; 0 where such a hook lies outside the blocks."""
-    hooked = [name.split(".") for name, module in model.named_modules() if _is_hooked(module)]
-    return min((int(path[1]) if path[0] == "blocks" and len(path) > 1 else 0 for path in hooked), default=1 << 30)
+def first_own_block(model) -> int:
+    """The first block with a hook or a forward of the user's own; 0 where such a thing lies outside the blocks."""
+    own = [name.split(".") for name, module in model.named_modules() if _is_hooked(module) or "forward" in vars(module)]
+    return min((int(path[1]) if path[0] == "blocks" and len(path) > 1 else 0 for path in own), default=1 << 30)
 
 
 def _is_hooked(module) -> bool:
@@ -75,9 +76,9 @@ def _foreign_hook(model) -> str | None:
 
 def _foreign_module(model) -> str | None:
     """The first module that is not TransformerLens's own, or that computes something the lean layers do not."""
-    from transformer_lens import HookedTransformer
-    from transformer_lens import components as tl
+    from transformer_lens import HookedTransformer, components
 
+    tl: Any = components
     if not isinstance(model, HookedTransformer):
         return None
     norms = (tl.LayerNorm, tl.LayerNormPre, tl.RMSNorm, tl.RMSNormPre, torch.nn.Identity)
@@ -144,7 +145,7 @@ class Layer:
         self.b_QKV = torch.cat([b.reshape(-1) for b in biases])
         self.W_O = attn.W_O.reshape(-1, cfg.d_model)
         self.b_O = attn.b_O
-        self.mlp = None if cfg.attn_only else block.mlp
+        self.mlp: Any = None if cfg.attn_only else block.mlp
         if not cfg.attn_only:
             self.norm2 = norm_of(block.ln2)
             self.gated = hasattr(block.mlp, "W_gate")
@@ -157,7 +158,7 @@ class Layer:
             self.sin, self.cos = _rotary(attn, n_pos)
         self.bias = self._bias(self.W_O)
 
-    def _bias(self, like: Tensor) -> Tensor | None:
+    def _bias(self, like: Tensor) -> Tensor:
         """What is added to the scores, `[head or 1, dest, src]`: the mask, and ALiBi's slopes."""
         here = torch.arange(self.n_pos, device=like.device)
         allowed = (

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from mechkit.core.engine.agenda import Agenda, Scout, Stage
-from mechkit.core.engine.fused import first_hooked_block, foreign
+from mechkit.core.engine.fused import first_own_block, foreign
 from mechkit.core.engine.measured import Measured, refuse_nan
 from mechkit.core.engine.memory import Budget, halving, itemsize
 from mechkit.core.engine.readout import Readout
-from mechkit.core.interventions import Intervention
+from mechkit.core.interventions import Hook, Intervention
 from mechkit.core.loop import computes_results, head_outputs, hooked, merge, require_fired, require_one_shape
 from mechkit.core.metrics import Metric
 from mechkit.core.places import cut
@@ -99,9 +99,9 @@ class Batch:
     def _keepers(self) -> list:
         if not self.plain or getattr(getattr(self.model, "tokenizer", None), "padding_side", "right") == "left":
             return []
-        last = min(first_hooked_block(self.model), self.model.cfg.n_layers - 1)
+        last = min(first_own_block(self.model), self.model.cfg.n_layers - 1)
         wanted = {min(self.agenda.first_layer(run), last) for run in range(len(self.agenda.runs))}
-        hooks = [
+        hooks: list[Hook] = [
             (f"blocks.{layer - 1}.hook_resid_post", lambda x, hook, layer=layer: self.starts.__setitem__(layer, x))
             for layer in wanted
             if layer > 0

@@ -129,12 +129,10 @@ class Lean:
     def _scores(self, runs: list[int]) -> Tensor:
         """Metrics of some runs that fit into memory together, `[run, prompt, metric]`."""
         last = self.readout.last_only
-        found = [
-            self.readout.of_last(logits) if last else self.readout.of_all(logits)
-            for _, logits in self._logits(runs, last)
-        ]
+        of = self.readout.of_last if last else self.readout.of_all
+        found = torch.cat([of(logits) for _, logits in self._logits(runs, last)])
         self.passes += 1
-        return torch.cat(found)
+        return self._scores(runs) if last and self.readout.distrusts(found) else found
 
     def _logits(self, runs: list[int], last: bool) -> Iterator[tuple[list[int], Tensor]]:
         """Some runs and their logits, `[run, prompt, vocab]` of last positions or `[run, prompt, pos, vocab]`."""

@@ -78,7 +78,7 @@ def plan(
     agendas = [Agenda(runs, base, wanted, prompts[rows], rows) for rows in by_length(prompts)]
     whole = sum(shape.forward(int(agenda.prompts.tokens.shape[1])) * len(agenda.prompts) for agenda in agendas)
     starts = [_starts(model, agenda) for agenda in agendas]
-    flops = whole
+    flops = float(whole)
     for i in range(len(runs)):
         ran = [
             sum(shape.lean(agenda.first_layer(i), int(s), agenda.prompts.tokens.shape[1], last) for s in start[i])
@@ -93,7 +93,7 @@ def plan(
     slow = sum(not one for one in easy)
     path = "lean" if not slow else "general" if slow == len(runs) else "lean+general"
     why = None if not slow else obstacle(model) or "it edits or reads sites the lean layers do not know"
-    return Plan(len(runs), len(prompts), path, why, passes + slow + bool(slow), flops, whole * len(runs), used)
+    return Plan(len(runs), len(prompts), path, why, passes + slow + bool(slow), flops, float(whole * len(runs)), used)
 
 
 class _Shape:
@@ -111,16 +111,16 @@ class _Shape:
     def forward(self, n_pos: int, first: int = 0) -> float:
         """One prompt through the layers from `first` on, every position."""
         layers = self.n_layers - min(max(first, 0), self.n_layers)
-        return n_pos * (layers * (self.qkv + self.after + 4 * n_pos * self.d_attn) + self.unembed)
+        return float(n_pos * (layers * (self.qkv + self.after + 4 * n_pos * self.d_attn) + self.unembed))
 
     def lean(self, first: int, start: int, n_pos: int, last: bool) -> float:
         """One row that joins at a layer and a position."""
         n, layers = n_pos - start, max(self.n_layers - max(first, 0), 0)
         attention = 4 * n_pos * self.d_attn
         if not last:
-            return n * (layers * (self.qkv + self.after + attention) + self.unembed)
+            return float(n * (layers * (self.qkv + self.after + attention) + self.unembed))
         whole = n * (self.qkv + self.after + attention) * max(layers - 1, 0)
-        return whole + n * self.qkv * (layers > 0) + self.after + attention + self.unembed
+        return float(whole + n * self.qkv * (layers > 0) + self.after + attention + self.unembed)
 
 
 def _starts(model, agenda: Agenda) -> np.ndarray:

@@ -65,6 +65,14 @@ class Readout:
                 same = all(_same(value, self._tried(metric, logits, filler)) for filler in _TRIALS)
                 self.reads[i] = "last" if same else "all"
 
+    def distrusts(self, found: Float[Tensor, "run prompt metric"]) -> bool:
+        """Whether a plain function gave NaN where positions were not there: from now on it gets them all."""
+        doubted = [i for i, m in enumerate(self.metrics) if m.reads == "unknown" and self.reads[i] == "last"]
+        doubted = [i for i in doubted if bool(found[..., i].isnan().any())]
+        for i in doubted:
+            self.reads[i] = "all"
+        return bool(doubted)
+
     def _tried(self, metric: Metric, logits: Tensor, filler: float) -> Tensor | None:
         """The metric with `filler` in every position but the last; None where it fails."""
         filled = torch.full_like(logits, filler)

@@ -4,6 +4,7 @@ The pass holds one row for every kind of edit. Where they differ, the model's sw
 """
 
 import warnings
+from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -59,14 +60,13 @@ def _keep(logits: Tensor, seen: list[Tensor]) -> Tensor:
     return logits.new_zeros(len(logits))
 
 
-def _every_kind(model, n_pos: int) -> list[list[Intervention]]:
+def _every_kind(model, n_pos: int) -> Sequence[Sequence[Intervention]]:
     """One run for each kind of edit, layers taken in turn, and one with several edits."""
     layers = model.cfg.n_layers
-    parts = {"pos": n_pos // 2, "src": None}
     sites = [Site("embed", pos=0)]
     for i, name in enumerate(BLOCK):
-        square = {"pos": -1, "src": 0} if name in SQUARE_NAMES else parts
+        pos, src = (-1, 0) if name in SQUARE_NAMES else (n_pos // 2, None)
         head = 0 if name in HEAD_NAMES else None
-        sites.append(Site(name, layer=(5 * i) % layers, head=head, **square))
+        sites.append(Site(name, layer=(5 * i) % layers, head=head, pos=pos, src=src))
     sites = [site for site in sites if lean_site(model, site)]
-    return [[Scale(site, -0.5)] for site in sites] + [[Scale(site, 0.5) for site in sites]]
+    return [*([Scale(site, -0.5)] for site in sites), [Scale(site, 0.5) for site in sites]]
