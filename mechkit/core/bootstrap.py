@@ -1,6 +1,8 @@
 """How sure a mean over prompts is, were the prompts drawn anew.
 
->>> low, high = interval(scores, level=0.95, n=1000, seed=0)
+>>> low, high = interval(torch.tensor([[1.0, 2.0, 6.0]]), level=0.95, n=1000, seed=0)
+>>> bool(low[0] < 3 < high[0])
+True
 """
 
 import torch
