@@ -1,6 +1,6 @@
 """Edits of a batch of prompts, carried over to some of those prompts.
 
-    renumbered([Noise("embed@0", 1.0)], [4, 7])      # prompts 4 and 7, now 0 and 1, keep their own noise
+renumbered([Noise("embed@0", 1.0)], [4, 7])      # prompts 4 and 7, now 0 and 1, keep their own noise
 """
 
 from collections.abc import Iterable, Sequence

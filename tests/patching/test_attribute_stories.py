@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mechkit as mk
-from tests.patching.test_attribute import spearman
+from tests.patching.estimates import spearman
 
 ROOT = Path(__file__).parents[2]
 STORIES = next((f for f in (ROOT / "shared", ROOT.parent / "shared") if f.is_dir()), ROOT) / "data/stories260k"

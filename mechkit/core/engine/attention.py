@@ -115,9 +115,10 @@ class Members:
         if n == len(self) and not ahead:
             return own[:, first - start :]
         out = base.new_empty(len(self), front.n_pos - first, *base.shape[2:])
+        alone = len(base) == 1  # one prompt: its values spread without being gathered
         prompt = front.index(front.rows.prompt[self.rows])
-        out[:n, :ahead] = base[:, first : first + ahead][prompt[:n]]
-        out[n:] = base[:, first:][prompt[n:]]
+        out[:n, :ahead] = base[:, first : first + ahead] if alone else base[:, first : first + ahead][prompt[:n]]
+        out[n:] = base[:, first:] if alone else base[:, first:][prompt[n:]]
         if n:
             out[:n, ahead:] = own[:, max(first - start, 0) :]
         held = np.flatnonzero(self.pos >= first)

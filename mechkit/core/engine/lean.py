@@ -96,7 +96,7 @@ class Lean:
         first = [self.bases[0].agenda.first_layer(run) for run in range(len(self.runs))]
         todo = sorted(np.flatnonzero(live).tolist(), key=lambda run: first[run])
         if todo and self.readout.on_trial:
-            self.readout.settle(next(self._logits([todo[0]], False))[1][0])
+            self.readout.settle(next(self._logits(todo[-1:], False))[1][0])  # the last joins latest: the cheapest
         scores = self.readout.of_base()[None].repeat(len(self.runs), 1, 1)
         for run, values in progress(self._each(todo), "runs", len(todo)):
             scores[run] = values
