@@ -76,55 +76,62 @@ def _project(wave: "Wave", layer: Layer, x: Tensor, pos: np.ndarray, asked: np.n
 
 def _in_groups(wave: "Wave", i: int, x: Tensor, qkv: tuple, full: np.ndarray, floor: int) -> list:
     """`(start, rows, [q, k, v, stream])` of the joined rows that are not written out, by start."""
-    front = wave.front
-    streams, queries, keys, values = ([*front.dense(part), front.loose(part)] for part in (x, *qkv))
-    here = np.flatnonzero(~full[front.loose_row])
-    starts = wave.rows.start[front.loose_row[here]]
-    dense = {start: (number, rows) for number, (start, rows) in enumerate(front.groups)}
+    front, start_of = wave.front, wave.rows.start
+    bases = [wave.base.value[i, name] for name in ("Q", "K", "V", "resid_pre")]
+    packed = [*qkv, x]
+    dense, loose = [front.dense(part) for part in packed], Loose(front, full, bases, packed)
+    groups = {start: (number, rows) for number, (start, rows) in enumerate(front.groups)}
     parts = []
-    for start in sorted({start for start, _ in front.groups} | set(starts.tolist())):
-        number, rows = dense.get(start, (-1, front.loose_row[:0]))
-        keep = ~full[rows]
-        own = Members(
-            rows[keep], None if keep.all() else front.index(np.flatnonzero(keep)), here[starts == start], front
-        )
-        if len(own):
-            first = max(start, floor)
-            sources = (("Q", queries, first), ("K", keys, 0), ("V", values, 0), ("resid_pre", streams, first))
-            laid = [own.laid(wave.base.value[i, name], part[number], part[-1], start, at) for name, part, at in sources]
-            parts.append((first, own.rows, laid))
+    for start in sorted({*groups, *start_of[loose.rows].tolist()}):
+        number, rows = groups.get(start, (0, loose.rows[:0]))
+        keep, first, here = ~full[rows], max(start, floor), loose.at(start)
+        n, chosen = int(keep.sum()), None if keep.all() else front.index(np.flatnonzero(keep))
+        rows, firsts, laid = rows[keep], (first, 0, 0, first), []
+        prompt = front.index(front.rows.prompt[rows])
+        for base, groups_of, own, at in zip(bases, dense, loose.laid, firsts, strict=True):
+            late = own[here, at:]
+            if not n:
+                laid.append(late)
+                continue
+            early = groups_of[number] if chosen is None else groups_of[number][chosen]
+            laid.append(_with_prefix(base, prompt, early, late, start, at))
+        if n or len(laid[0]):
+            parts.append((first, np.concatenate([rows, loose.rows[here]]), laid))
     return parts
 
 
-class Members:
-    """Rows of one start: the dense ones, some of a group, then the loose ones, by their tokens."""
+def _with_prefix(base: Tensor, prompt: Tensor, dense: Tensor, loose: Tensor, start: int, first: int) -> Tensor:
+    """Values `[row, pos, ...]` from `first` on: dense rows', the base run's before their start, then loose rows'."""
+    ahead, n = max(start - first, 0), len(dense)
+    if not ahead and not len(loose):
+        return dense[:, first - start :]
+    out = base.new_empty(n + len(loose), base.shape[1] - first, *base.shape[2:])
+    if ahead:  # one prompt's values spread without being gathered
+        early = base[:, first : first + ahead]
+        out[:n, :ahead] = early if len(base) == 1 else early[prompt]
+    out[:n, ahead:] = dense[:, max(first - start, 0) :]
+    out[n:] = loose
+    return out
 
-    def __init__(self, dense: np.ndarray, chosen: Tensor | None, tokens: np.ndarray, front: Front) -> None:
-        self.front, self.n_dense, self.chosen, self.tokens = front, len(dense), chosen, tokens
-        loose, number = np.unique(front.loose_row[tokens], return_inverse=True)
-        self.rows = np.concatenate([dense, loose])
-        self.number, self.pos = len(dense) + number, front.loose_pos[tokens]
 
-    def __len__(self) -> int:
-        return len(self.rows)
+class Loose:
+    """Loose rows that are not written out, by start, laid out in full over the base run's values."""
 
-    def laid(self, base: Tensor, dense: Tensor, loose: Tensor, start: int, first: int) -> Tensor:
-        """Values `[row, pos, ...]` from position `first` on: the base run's, and the rows' own over them."""
-        front, n, ahead = self.front, self.n_dense, max(start - first, 0)
-        own = dense if self.chosen is None else dense[self.chosen]
-        if n == len(self) and not ahead:
-            return own[:, first - start :]
-        out = base.new_empty(len(self), front.n_pos - first, *base.shape[2:])
-        alone = len(base) == 1  # one prompt: its values spread without being gathered
-        prompt = front.index(front.rows.prompt[self.rows])
-        out[:n, :ahead] = base[:, first : first + ahead] if alone else base[:, first : first + ahead][prompt[:n]]
-        out[n:] = base[:, first:] if alone else base[:, first:][prompt[n:]]
-        if n:
-            out[:n, ahead:] = own[:, max(first - start, 0) :]
-        held = np.flatnonzero(self.pos >= first)
-        at = front.index(self.number[held]), front.index(self.pos[held] - first)
-        out[at] = loose[front.index(self.tokens[held])]
-        return out
+    def __init__(self, front: Front, full: np.ndarray, bases: list[Tensor], packed: list[Tensor]) -> None:
+        here = np.flatnonzero(~full[front.loose_row])
+        rows = np.unique(front.loose_row[here])
+        order = np.argsort(front.rows.start[rows], kind="stable")
+        self.rows = rows[order]
+        self.starts = front.rows.start[self.rows]
+        number = np.argsort(order)[np.searchsorted(rows, front.loose_row[here])]
+        where, at = (front.index(number), front.index(front.loose_pos[here])), front.index(front.n_dense + here)
+        self.laid = [front.of_rows(base, self.rows) for base in bases]
+        for values, part in zip(self.laid, packed, strict=True):
+            values[where] = part[at]
+
+    def at(self, start: int) -> slice:
+        """Where the rows of one start lie."""
+        return slice(*np.searchsorted(self.starts, [start, start + 1]).tolist())
 
 
 def _written_out(

@@ -109,13 +109,12 @@ class Lean:
                 yield from zip(done, values, strict=True)
 
     def _chunks(self, todo: list[int]) -> Iterator[list[int]]:
-        tokens, starts = [], []
+        tokens, n_rows = [], []
         for run in todo:
             rows = [self.rows(group, [run]) for group in range(len(self.bases))]
             tokens.append(sum(int((base.n_pos - r.start).sum()) for r, base in zip(rows, self.bases, strict=True)))
-            starts.append(np.concatenate([r.start for r in rows]))
-        n_pos = max(self.prompts.lengths)
-        for part in chunks(np.asarray(tokens), starts, n_pos, self.costs, self.room // 2):
+            n_rows.append(sum(map(len, rows)))
+        for part in chunks(tokens, n_rows, self.costs, self.room // 2):
             yield [todo[number] for number in part]
 
     def rows(self, group: int, runs: Sequence[int]) -> Rows:

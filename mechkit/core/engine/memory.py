@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 _SHARE = 0.5
@@ -72,7 +71,7 @@ class Costs:
     token: int
     """A packed token, through a block."""
     row: int
-    """Keys and values of a row, all positions; only rows of one start hold theirs at once."""
+    """Queries, keys, values and stream of a row, all positions, as attention lays them out."""
     laid: int
     """A row laid out in full for an edit."""
     mlp: int
@@ -94,21 +93,15 @@ class Costs:
         return cls(token, 4 * n_pos * d_attn * size, 4 * n_pos * width * size, mlp, 6 * cfg.d_vocab_out * size)
 
 
-def chunks(
-    tokens: np.ndarray, starts: Sequence[np.ndarray], n_pos: int, costs: Costs, room: int
-) -> Iterator[list[int]]:
-    """Numbers of consecutive runs that fit into `room` bytes together, at least one a time.
-
-    `tokens[run]` counts its tokens, `starts[run]` holds its rows' first positions.
-    """
-    chunk: list[int] = []
-    n_tokens, by_start = 0, np.zeros(n_pos + 1, dtype=np.int64)
-    for run, (count, first) in enumerate(zip(tokens, starts, strict=True)):
-        grown = by_start + np.bincount(first, minlength=n_pos + 1)
-        if chunk and (n_tokens + count) * costs.token + grown.max() * costs.row > room:
+def chunks(tokens: Sequence[int], rows: Sequence[int], costs: Costs, room: int) -> Iterator[list[int]]:
+    """Numbers of consecutive runs that fit into `room` bytes together, by their tokens and rows; at least one each."""
+    chunk, used = [], 0
+    for run, (n_tokens, n_rows) in enumerate(zip(tokens, rows, strict=True)):
+        more = n_tokens * costs.token + n_rows * costs.row
+        if chunk and used + more > room:
             yield chunk
-            chunk, n_tokens, grown = [], 0, grown - by_start
-        chunk, n_tokens, by_start = [*chunk, run], n_tokens + count, grown
+            chunk, used = [], 0
+        chunk, used = [*chunk, run], used + more
     if chunk:
         yield chunk
 

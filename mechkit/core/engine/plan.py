@@ -151,10 +151,10 @@ def _passes(model, agendas: Sequence[Agenda], starts: Sequence[np.ndarray], runs
         )
         for i in runs
     ]
-    rows = [np.concatenate([start[i] for start in starts]) for i in runs]
+    rows = [sum(len(start[i]) for start in starts) for i in runs]
     layers = model.cfg.n_layers - max(min((stage[0] for stage in stages), default=0), 0)
     kept = sum(agenda.prompts.tokens.numel() for agenda in agendas) * layers * 4 * model.cfg.d_model * size
     room = max(budget.planned - kept - fused_bytes(model), costs.row)
-    found = list(chunks(np.asarray(tokens), rows, n_pos, costs, room // 2))
-    most = max((sum(tokens[i] for i in chunk) * costs.token for chunk in found), default=0)
-    return 1 + len(found), min(kept + fused_bytes(model) + 2 * most, max(budget.planned, kept))
+    found = list(chunks(tokens, rows, costs, room // 2))
+    most = max((sum(tokens[i] * costs.token + rows[i] * costs.row for i in chunk) for chunk in found), default=0)
+    return 1 + len(found), min(kept + fused_bytes(model) + most, max(budget.planned, kept))
