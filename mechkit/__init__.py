@@ -15,7 +15,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "core.engine.plan": ("Plan", "plan"),
     "core.interventions": ("Add", "Intervention", "Mean", "Noise", "ProjectOut", "Replace", "Scale", "Zero"),
-    "core.metrics": ("Metric", "accuracy", "kl", "logit", "logit_diff", "logprob", "loss", "prob"),
+    "core.metrics": (
+        *("Metric", "accuracy", "kl", "logit", "logit_diff", "logit_margin", "logprob", "loss"),
+        *("prob", "prob_diff", "span_loss"),
+    ),
     "core.places": ("expand",),
     "core.prompts": ("Pair", "Prompts"),
     "core.result": ("Grid", "Result"),

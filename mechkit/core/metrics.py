@@ -8,12 +8,12 @@ It is called as `metric(logits, prompts)`; where a metric is taken, a plain `f(l
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechkit.core.prompts import NO_TOKEN, Prompts
@@ -145,10 +145,15 @@ def _accuracy(logits: Tensor, prompts: Prompts) -> Tensor:
 def _loss(logits: Tensor, prompts: Prompts) -> Tensor:
     if min(prompts.lengths) < 2:
         raise ValueError("loss needs prompts of at least two tokens: it predicts each token from those before it")
+    return _mean_loss(logits, prompts, prompts.mask[:, 1:])
+
+
+def _mean_loss(logits: Tensor, prompts: Prompts, counted: Bool[Tensor, "prompt following"]) -> Tensor:
+    """Mean cross-entropy of the tokens from the second on that are `counted`."""
     logprobs = _logprobs(logits[..., :-1, :])
     following = prompts.tokens[:, 1:, None].to(logits.device).expand(*logprobs.shape[:-1], 1)
-    real = prompts.mask[:, 1:].to(logits.device)
-    return -logprobs.gather(-1, following)[..., 0].masked_fill(~real, 0).sum(-1) / real.sum(-1)
+    counted = counted.to(logits.device)
+    return -logprobs.gather(-1, following)[..., 0].masked_fill(~counted, 0).sum(-1) / counted.sum(-1)
 
 
 logit_diff = Metric("logit_diff", "logits", "last", _logit_diff, batched=True)
@@ -185,3 +190,58 @@ def kl(reference: Logits) -> Metric:
         return terms.masked_fill(old.exp() == 0, 0).sum(-1).clamp(min=0)
 
     return Metric("kl", "nats", "last", compute, batched=True)
+
+
+def span_loss(span: str) -> Metric:
+    """Mean cross-entropy of the tokens of a named span (or `-3:`), each predicted from all before it, nats per token.
+
+    `span_loss("first") - span_loss("second")` of a repeated sequence is what induction saves. Raises ValueError for a
+    span that no prompt names, or that starts at a first token, which nothing predicts.
+    """
+
+    def compute(logits: Tensor, prompts: Prompts) -> Tensor:
+        counted = torch.zeros_like(prompts.mask)
+        for i, places in enumerate(prompts.positions(span)):
+            counted[i, places] = True
+        if bool(counted[:, 0].any()):
+            i = int(counted[:, 0].int().argmax())
+            raise ValueError(f"span '{span}' of prompt {i} starts at the first token, which nothing predicts")
+        return _mean_loss(logits, prompts, counted[:, 1:])
+
+    return Metric(f"span_loss({span})", "nats per token", "all", compute, batched=True)
+
+
+def prob_diff(order: Sequence[int]) -> Metric:
+    """Probability of the tokens of `order` from the answer on, minus that of those before it, at the last token.
+
+    `order` lists token ids, such as the years 00 to 99; between -1 and 1. Raises ValueError where an answer is not
+    among them. Source: Hanna et al. 2023, section 2 (probability difference), the answer being the first right year.
+    """
+    ranked = torch.tensor(order)
+
+    def compute(logits: Tensor, prompts: Prompts) -> Tensor:
+        is_answer = ranked == single_answers(prompts).cpu()[:, None]
+        if not bool(is_answer.any(1).all()):
+            i = int((~is_answer.any(1)).int().argmax())
+            raise ValueError(f"answer {int(single_answers(prompts)[i])} of prompt {i} is not in the order given")
+        sign = 2.0 * is_answer.cumsum(1).clamp(max=1) - 1
+        probabilities = _logprobs(last_logits(logits, prompts)).exp()[..., ranked.to(logits.device)]
+        return (probabilities * sign.to(probabilities)).sum(-1)
+
+    return Metric("prob_diff", "probability", "last", compute, batched=True)
+
+
+def logit_margin(rivals: Int[Tensor, "prompt rival"]) -> Metric:
+    """Logit of the answer minus the largest of those of each prompt's `rivals`, at the last token.
+
+    Positive: the answer leads. Source: Heimersheim and Janiak 2023, where the rivals are the other arguments.
+    """
+
+    def compute(logits: Tensor, prompts: Prompts) -> Tensor:
+        if len(rivals) != len(prompts):
+            raise ValueError(f"logit_margin has rivals for {len(rivals)} prompts, the run has {len(prompts)}")
+        last = last_logits(logits, prompts)
+        chosen = rivals.to(last.device).expand(*last.shape[:-1], -1)
+        return _at(last, single_answers(prompts)) - last.gather(-1, chosen).amax(-1)
+
+    return Metric("logit_margin", "logits", "last", compute, batched=True)

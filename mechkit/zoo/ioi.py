@@ -6,11 +6,13 @@ three other people in the same places, so that they carry the same sentence and 
 Facts of the data set: Wang et al. 2022 (arXiv 2211.00593), section 2 and appendix E. The sentences are mechkit's own.
 """
 
-import random
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mechkit.core.prompts import Pair, Prompts
+from mechkit.core.spans import Span
+from mechkit.zoo.words import drawing, require, single_tokens, tokenized
 
 TEMPLATES = (
     "Then, {first} and {second} went to the {place}. {S} gave a {object} to",
@@ -29,7 +31,9 @@ TEMPLATES = (
     "Finally {first} and {second} came out of the {place}, and {S} returned a {object} to",
     "Because {first} and {second} were bored in the {place}, {S} described a {object} to",
 )
-"""IO and S are `first` and `second`, in either order."""
+"""IO and S are `first` and `second` (ABBA) or the reverse (BABA): 15 sentences in each order."""
+ORDERS = ("mixed", "ABBA", "BABA")
+"""Either at random, the indirect object (A) named before the subject (B), or after it."""
 PLACES = ("store", "garden", "restaurant", "school", "hospital", "office", "house", "station")
 OBJECTS = ("ring", "kiss", "bone", "basketball", "computer", "necklace", "drink", "snack")
 NAMES = """
@@ -67,63 +71,69 @@ class Scene:
         return self.template.format(first=first, second=second, S=again, place=self.place, object=self.object)
 
 
-def ioi(n: int, seed: int = 0, *, model, prepend_bos: bool = False) -> Pair:
+def ioi(n: int, seed: int = 0, *, model, order: str = "mixed", prepend_bos: bool = False) -> Pair:
     """`n` prompts in which the model is to name the indirect object, with corrupt ones that name three others.
 
     Sentences, orders of the names, people, places and objects are drawn at random, all of them one token of the
-    model's tokenizer; the same seed gives the same pairs. Answers are IO, wrong answers S. Spans, on both sides: `IO`,
-    `S1`, `S1_next` (the token after it), `S2` and `end`. The paper's prompts have no BOS; `prepend_bos` puts one.
+    model's tokenizer; the same seed gives the same pairs. `order` is one of `ORDERS`. Answers are IO, wrong answers S.
+    Spans, on both sides: `IO`, `S1`, `S1_next` (the token after it), `S2` and `end`. The paper's prompts have no BOS;
+    `prepend_bos` puts one.
     Raises ValueError for a model without a tokenizer, or one that has not enough of these words as single tokens.
     """
-    if n < 1:
-        raise ValueError(f"{n} prompts were asked for; ask for at least one")
-    words = Words(model)
-    draw = random.Random(seed)
+    draw = drawing(n, seed)
+    if order not in ORDERS:
+        raise ValueError(f"order is mixed, ABBA or BABA, not {order!r}")
+    names, places, objects = words_of(model)
     scenes, people = [], []
     for _ in range(n):
-        template, place, thing = draw.choice(TEMPLATES), draw.choice(words.places), draw.choice(words.objects)
-        scenes.append(Scene(template, draw.random() < 0.5, place, thing))
-        people.append(draw.sample(words.names, 5))
+        template, place, thing = draw.choice(TEMPLATES), draw.choice(list(places)), draw.choice(list(objects))
+        subject_first = draw.random() < 0.5 if order == "mixed" else order == "BABA"
+        scenes.append(Scene(template, subject_first, place, thing))
+        people.append(draw.sample(list(names), 5))
     clean = [(a, b, b) for a, b, *_ in people]
     corrupt = [(c, d, e) for _, _, c, d, e in people]
-    ids = [(words.ids[a], words.ids[b]) for a, b, *_ in people]
-    made, other = (_prompts(words, scenes, who, ids, prepend_bos) for who in (clean, corrupt))
-    return Pair(made, other).checked()
+    answers, wrong = [names[a] for a, *_ in people], [names[b] for _, b, *_ in people]
+
+    def side(trios: Sequence[Trio]) -> Prompts:
+        texts = [scene.text(*trio) for scene, trio in zip(scenes, trios, strict=True)]
+        made = tokenized(model, texts, answers, wrong, prepend_bos=prepend_bos)
+        return _with_spans(made, [[names[name] for name in trio] for trio in trios])
+
+    return Pair(side(clean), side(corrupt)).checked()
 
 
-class Words:
-    """The names, places and objects that are one token of a model's tokenizer, after a space."""
+def words_of(model) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """The names, places and objects that are one token of a model's tokenizer after a space, with their ids.
 
-    def __init__(self, model) -> None:
-        if model.tokenizer is None:
-            raise ValueError("the model has no tokenizer; names must be words that it reads as one token")
-        self.model, self.ids = model, {}
-        self.names, self.places, self.objects = (self._single(model, some) for some in (NAMES.split(), PLACES, OBJECTS))
-        for kind, least in _LEAST.items():
-            if len(getattr(self, kind)) < least:
-                raise ValueError(
-                    f"the model's tokenizer has {len(getattr(self, kind))} of the {kind} as single tokens and the task "
-                    f"needs {least}; take a model trained on English text, such as gpt2"
-                )
-
-    def _single(self, model, words: Sequence[str]) -> list[str]:
-        found = []
-        for word in words:
-            ids = model.to_tokens(f" {word}", prepend_bos=False)[0].tolist()
-            if len(ids) == 1 and ids[0] != getattr(model.tokenizer, "unk_token_id", None):
-                self.ids[word] = ids[0]
-                found.append(word)
-        return found
+    Raises ValueError where it has not enough of them.
+    """
+    kinds = {"names": NAMES.split(), "places": PLACES, "objects": OBJECTS}
+    found = {kind: single_tokens(model, words) for kind, words in kinds.items()}
+    require({kind: list(ids) for kind, ids in found.items()}, _LEAST)
+    return found["names"], found["places"], found["objects"]
 
 
-def _prompts(words: Words, scenes: Sequence[Scene], people: Sequence[Trio], ids, prepend_bos: bool) -> Prompts:
-    texts = [scene.text(*who) for scene, who in zip(scenes, people, strict=True)]
-    rows = [words.model.to_tokens(text, prepend_bos=prepend_bos)[0].tolist() for text in texts]
-    found = [_places(row, *(words.ids[name] for name in who)) for row, who in zip(rows, people, strict=True)]
-    spans = {name: [(at[name], at[name] + 1) for at in found] for name in found[0]}
-    answers, wrong = zip(*ids, strict=True)
-    made = Prompts.from_tokens(rows, list(answers), list(wrong), spans=spans, text=tuple(texts))
-    return made.to(next(words.model.parameters()).device)
+def templates_of(prompts: Prompts) -> list[tuple[int, str]]:
+    """Number and order (ABBA or BABA) of each prompt's sentence: the labels by which the paper takes its means.
+
+    Prompts of one label match token by token, so that `Mean(reference, by=(labels, labels))` is the mean per template
+    and position. Raises ValueError for a prompt that `ioi` did not make.
+    """
+    patterns = [re.compile(re.sub(r"\\{\w+\\}", r"\\w+", re.escape(template))) for template in TEMPLATES]
+    labels = []
+    for i, text in enumerate(prompts.text or [""] * len(prompts)):
+        number = next((number for number, pattern in enumerate(patterns) if pattern.fullmatch(text)), None)
+        if number is None or "IO" not in prompts.spans:
+            raise ValueError(f"prompt {i} is none of the sentences of mk.tasks.ioi: {text[:60]!r}")
+        labels.append((number, "ABBA" if prompts.spans["IO"][i] < prompts.spans["S1"][i] else "BABA"))
+    return labels
+
+
+def _with_spans(prompts: Prompts, people: Sequence[Sequence[int]]) -> Prompts:
+    rows = [row[:length] for row, length in zip(prompts.tokens.tolist(), prompts.lengths, strict=True)]
+    found = [_places(row, *who) for row, who in zip(rows, people, strict=True)]
+    spans: dict[str, tuple[Span, ...]] = {name: tuple((at[name], at[name] + 1) for at in found) for name in found[0]}
+    return replace(prompts, spans=spans)
 
 
 def _places(row: Sequence[int], indirect: int, subject: int, again: int) -> dict[str, int]:

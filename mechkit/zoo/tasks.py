@@ -1,5 +1,8 @@
 """Task builders: `mk.tasks.<name>(n, seed) -> Pair`, clean and corrupt prompts with their answers.
 
+The papers' tasks (`ioi`, `greater_than`, `induction`, `docstring`) take the model whose tokenizer reads them, and need
+words that it reads as one token.
+
 >>> pair = addition(3, seed=0)
 >>> pair.clean.tokens.shape, pair.clean.answers.shape
 (torch.Size([3, 4]), torch.Size([3, 1]))
@@ -9,9 +12,12 @@ import random
 
 from mechkit.core.prompts import Pair
 from mechkit.zoo.addition import seen_sums, sums_answers, sums_tokens, unseen_sums
+from mechkit.zoo.docstring import docstring, rivals
+from mechkit.zoo.greater_than import greater_than, years
+from mechkit.zoo.induction import induction
 from mechkit.zoo.ioi import ioi
 
-__all__ = ["addition", "ioi"]
+__all__ = ["addition", "docstring", "greater_than", "induction", "ioi", "rivals", "years"]
 
 
 def addition(n: int, seed: int = 0, *, unseen: bool = True) -> Pair:

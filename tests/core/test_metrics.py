@@ -105,6 +105,49 @@ def test_logit_diff_needs_single_tokens_and_says_which_has_more():
         mk.logit_diff(LOGITS, PROMPTS.with_answers([3, 0, 5], [[4], [6], [2, 1, 1]]))
 
 
+ORDER = [6, 0, 3, 5, 8]
+"""Token ids in an order of their own; the answers of `PROMPTS` are among them."""
+
+
+def test_prob_diff_is_what_stands_from_the_answer_on_minus_what_stands_before():
+    for i, value in enumerate(mk.prob_diff(ORDER)(LOGITS, PROMPTS).tolist()):
+        first = ORDER.index(int(PROMPTS.answers[i, 0]))
+        shares = [math.exp(by_hand(LOGITS[i, LENGTHS[i] - 1], token)) for token in ORDER]
+        assert value == pytest.approx(sum(shares[first:]) - sum(shares[:first]), abs=CLOSE)
+
+
+def test_prob_diff_says_which_answer_is_not_in_the_order():
+    with pytest.raises(ValueError, match="answer 0 of prompt 1 is not in the order given"):
+        mk.prob_diff([3, 5])(LOGITS, PROMPTS)
+
+
+def test_span_loss_is_the_loss_of_the_tokens_of_the_span():
+    spans = {"told": [(1, 2), (2, 5), (1, 2)]}
+    prompts = mk.Prompts.from_tokens([[1, 2, 3], [4, 5, 6, 7, 8], [9, 1]], spans=spans)
+    for i, value in enumerate(mk.span_loss("told")(LOGITS, prompts).tolist()):
+        start, stop = spans["told"][i]
+        terms = [by_hand(LOGITS[i, pos - 1], prompts.tokens[i, pos]) for pos in range(start, stop)]
+        assert value == pytest.approx(-sum(terms) / len(terms), abs=CLOSE)
+    assert torch.equal(mk.span_loss("1:")(LOGITS, prompts), mk.loss(LOGITS, prompts))
+
+
+def test_span_loss_of_a_first_token_or_an_unknown_span_is_an_error():
+    prompts = mk.Prompts.from_tokens([[1, 2, 3], [4, 5, 6, 7, 8], [9, 1]], spans={"a": [(1, 2), (0, 2), (1, 2)]})
+    with pytest.raises(ValueError, match="span 'a' of prompt 1 starts at the first token"):
+        mk.span_loss("a")(LOGITS, prompts)
+    with pytest.raises(ValueError, match="told"):
+        mk.span_loss("told")(LOGITS, prompts)
+
+
+def test_logit_margin_is_the_lead_over_the_best_rival():
+    rivals = torch.tensor([[1, 2], [3, 9], [0, 8]])
+    for i, value in enumerate(mk.logit_margin(rivals)(LOGITS, PROMPTS).tolist()):
+        last = LOGITS[i, LENGTHS[i] - 1]
+        assert value == float(last[PROMPTS.answers[i, 0]]) - max(float(last[token]) for token in rivals[i])
+    with pytest.raises(ValueError, match="rivals for 2 prompts, the run has 3"):
+        mk.logit_margin(rivals[:2])(LOGITS, PROMPTS)
+
+
 def test_loss_needs_two_tokens():
     with pytest.raises(ValueError, match="at least two tokens"):
         mk.loss(torch.zeros(1, 1, 10), mk.Prompts.from_tokens([[1]]))
@@ -146,13 +189,29 @@ def test_a_plain_function_that_reads_padding_is_an_error():
         as_metric(lambda logits: logits[:, -1, 0])(LOGITS, PROMPTS)
 
 
-@pytest.mark.parametrize("name", [*FORMULAS, "kl"])
+MADE = {
+    "kl": mk.kl(LOGITS), "prob_diff": mk.prob_diff(ORDER), "span_loss": mk.span_loss("-1:"),
+    "logit_margin": mk.logit_margin(torch.tensor([[1, 2], [3, 9], [0, 8]])),
+}  # fmt: skip
+"""Metrics that are made from more than the prompts."""
+
+
+@pytest.mark.parametrize("name", [*FORMULAS, *MADE])
 def test_every_metric_has_a_unit_and_says_what_it_reads(name):
-    metric = mk.kl(LOGITS) if name == "kl" else getattr(mk, name)
+    metric = MADE.get(name) or getattr(mk, name)
     assert metric.unit
-    assert metric.reads == ("all" if name == "loss" else "last")
+    assert metric.reads == ("all" if name.endswith("loss") else "last")
     if metric.reads == "last":  # nothing but the last row changes it
         changed = random_logits(5)
         for i, length in enumerate(LENGTHS):
             changed[i, length - 1] = LOGITS[i, length - 1]
         assert torch.equal(metric(changed, PROMPTS), metric(LOGITS, PROMPTS))
+
+
+@pytest.mark.parametrize("name", [*FORMULAS, *MADE])
+def test_many_runs_at_once_give_each_run_its_own_numbers(name):
+    metric = MADE.get(name) or getattr(mk, name)
+    runs = torch.stack([LOGITS, random_logits(7)])
+    apart = torch.stack([metric(one, PROMPTS) for one in runs])
+    # Sums of a batch may be taken in another order: one rounding of numbers up to 10.
+    assert torch.allclose(metric.over(runs, PROMPTS), apart, atol=CLOSE)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mechkit as mk
-from mechkit.zoo.ioi import NAMES, OBJECTS, PLACES, TEMPLATES, Words
+from mechkit.zoo.ioi import NAMES, OBJECTS, PLACES, TEMPLATES, templates_of, words_of
 
 
 def test_the_right_name_is_the_one_that_is_given_once(gpt2_like):
@@ -43,9 +43,31 @@ def test_both_orders_and_every_sentence_are_drawn(gpt2_like):
 
 
 def test_every_word_is_one_token_of_gpt2(gpt2_like):
-    words = Words(gpt2_like)
-    assert (words.names, words.places, words.objects) == (NAMES.split(), list(PLACES), list(OBJECTS))
-    assert len(set(words.names)) == len(words.names) >= 100
+    names, places, objects = words_of(gpt2_like)
+    assert (list(names), list(places), list(objects)) == (NAMES.split(), list(PLACES), list(OBJECTS))
+    assert len(set(NAMES.split())) == len(names) >= 100
+
+
+@pytest.mark.parametrize(("order", "subject_first"), [("ABBA", False), ("BABA", True)])
+def test_an_order_that_is_asked_for_is_the_order_of_all_prompts(gpt2_like, order, subject_first):
+    pair = mk.tasks.ioi(30, 0, model=gpt2_like, order=order)
+    places = zip(*(pair.clean.positions(f"{name}[0]") for name in ("IO", "S1")), strict=True)
+    assert {s < io for io, s in places} == {subject_first}
+    with pytest.raises(ValueError, match="order is mixed, ABBA or BABA, not 'AB'"):
+        mk.tasks.ioi(3, model=gpt2_like, order="AB")
+
+
+def test_prompts_of_one_template_match_token_by_token_on_both_sides(gpt2_like):
+    pair = mk.tasks.ioi(300, seed=0, model=gpt2_like)
+    labels = templates_of(pair.clean)
+    assert labels == templates_of(pair.corrupt)
+    assert len(set(labels)) == 30
+    drawn = {gpt2_like.to_single_token(f" {word}") for word in (*NAMES.split(), *PLACES, *OBJECTS)}
+    for label in set(labels):
+        rows = pair.clean[[i for i, other in enumerate(labels) if other == label]].tokens.tolist()
+        assert len({tuple(-1 if token in drawn else token for token in row) for row in rows}) == 1
+    with pytest.raises(ValueError, match="prompt 0 is none of the sentences of"):
+        templates_of(mk.Prompts.from_text(gpt2_like, "The cat sat"))
 
 
 def test_the_same_seed_gives_the_same_prompts(gpt2_like):
