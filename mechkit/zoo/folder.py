@@ -59,16 +59,20 @@ def save_folder(
     processing: str,
     tokenizer_json: str | None = None,
     about: dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> str:
     """Write `model` as a folder; returns the sha256 of its weights file.
 
     `processing` says what was done to the weights ("none" or "folded"); `about` joins the "mechkit" part of
     `config.json` (tokenizer class, provenance). `tokenizer_json` defaults to the model's own tokenizer, if any.
+    With `dtype` the weights are rounded to it in the file; the folder still loads in the model's own dtype.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    weights = save({n: p.detach().cpu().contiguous() for n, p in model.state_dict().items() if not _rebuilt(n)})
-    config = {**_settings(model.cfg), "mechkit": {"processing": processing, **(about or {})}}
+    kept = {n: p.detach().cpu() for n, p in model.state_dict().items() if not _rebuilt(n)}
+    weights = save({n: p.to(dtype or p.dtype).contiguous() for n, p in kept.items()})
+    runs_in = {} if dtype is None else {"dtype": str(model.cfg.dtype).removeprefix("torch.")}
+    config = {**_settings(model.cfg), "mechkit": {"processing": processing, **runs_in, **(about or {})}}
     write_atomic(path / CONFIG, json.dumps(config, indent=1) + "\n")
     write_atomic(path / WEIGHTS, weights)
     if tokenizer_json is None and model.tokenizer is not None:
@@ -83,15 +87,16 @@ def load_folder(
 ) -> HookedTransformer:
     """The model in a folder, in evaluation mode, with its `Origin` as `model.mechkit_origin`.
 
-    `device` defaults to TransformerLens's choice, `dtype` to that of the stored weights. Raises FileNotFoundError
-    for a missing file, ValueError for a damaged one or for weights that do not fit the config.
+    `device` defaults to TransformerLens's choice, `dtype` to the one that `config.json` names under "mechkit", else to
+    that of the stored weights. Raises FileNotFoundError for a missing file, ValueError for a damaged one or for weights
+    that do not fit the config.
     """
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"no folder '{path}'; a model folder holds {CONFIG} and {WEIGHTS}")
     settings, about = read_config(path)
     weights = _read_weights(path)
-    dtype = dtype or next(iter(weights.values())).dtype
+    dtype = dtype or _named_dtype(path, about) or next(iter(weights.values())).dtype
     model = _build(path, settings, device, dtype)
     _fill(model, weights, path)
     tokenizer = read_tokenizer(path, about)
@@ -145,7 +150,8 @@ def read_tokenizer(path: Path, about: dict[str, Any]):
     except Exception as error:  # the Rust side raises plain Exception
         raise ValueError(f"'{file}' is damaged: {error}; copy the folder again") from error
     if about.get("tokenizer") == "words":
-        return WordTokenizer(backend, name=about.get("called", path.name), knows=about.get("knows", ""))
+        named = {"name": about.get("called", path.name), "knows": about.get("knows", "")}
+        return WordTokenizer(backend, **named, any_case=about.get("any_case", False))
     words = backend.get_vocab()
     special = {role: next((w for w in names if w in words), None) for role, names in SPECIAL.items()}
     # TransformerLens re-reads a tokenizer that does not say that it adds a BOS, from a name it may not have.
@@ -186,6 +192,14 @@ def _build(path: Path, settings: dict[str, Any], device: str | None, dtype: torc
         return HookedTransformer(cfg)
     except Exception as error:  # TransformerLens raises whatever its arithmetic meets
         raise ValueError(f"'{path / CONFIG}' does not describe a HookedTransformer: {error}") from error
+
+
+def _named_dtype(path: Path, about: dict[str, Any]) -> torch.dtype | None:
+    name = about.get("dtype")
+    found = None if name is None else getattr(torch, str(name), None)
+    if name is not None and not isinstance(found, torch.dtype):
+        raise ValueError(f"'{path / CONFIG}' names the dtype {name!r}; it is one of torch's, such as float32")
+    return found
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -1,8 +1,9 @@
 """Training of small models from sampled prompts, on whatever device the model is on.
 
-The caller gives a model and a function that draws batches; `train` gives back the losses, with the model trained
-in place. The unembedding may be tied to the embedding, which a `HookedTransformer` does not do by itself: then the
-two are one matrix while training, and `model.unembed.W_U` holds its transpose at the end.
+The caller gives a model, a function that draws batches and, where it is not `answer_loss`, what is lost on one;
+`train` gives back the losses, with the model trained in place. The unembedding may be tied to the embedding, which a
+`HookedTransformer` does not do by itself: then the two are one matrix while training, and `model.unembed.W_U` holds its
+transpose at the end.
 
 >>> from mechkit.zoo.addition.tasks import sample_batch
 >>> model = new_model(0, device="cpu", n_layers=1, d_model=16, d_head=8, n_ctx=5, d_vocab=209, act_fn="relu")
@@ -13,6 +14,7 @@ two are one matrix while training, and `model.unembed.W_U` holds its transpose a
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +44,28 @@ def new_model(seed: int, **settings: Any):
 
 def train(
     model,
-    draw: Callable[[torch.Generator], Batch],
+    draw: Callable[[torch.Generator], tuple[Tensor, ...]],
     *,
     n_steps: int,
     seed: int,
+    loss: Callable[..., Float[Tensor, ""]] | None = None,
     learning_rate: float = 1e-3,
     weight_decay: float = 1.0,
     n_warmup: int = 50,
+    max_norm: float = math.inf,
+    n_parts: int = 1,
     tied: bool = True,
     checkpoint: Path | None = None,
     save_every: int = 100,
+    report: Callable[[int, float], None] | None = None,
 ) -> list[float]:
-    """Train `model` in place on the cross-entropy of one token per prompt; returns the loss of each step run.
+    """Train `model` in place on what `loss` gives, by default `answer_loss`; returns the loss of each step run.
 
-    AdamW, betas (.9, .98), a linear warm-up, then a cosine to zero. Prompts come from `draw`, given a generator
-    seeded by `seed`. With `checkpoint` the state is saved every `save_every` steps and training goes on from it.
+    AdamW, betas (.9, .98), a linear warm-up, then a cosine to zero; gradients longer than `max_norm` are cut to it.
+    `loss` is called as `loss(model, *batch, tied=tied)` on a batch from `draw`, which is given a generator seeded by
+    `seed`. With `n_parts` a batch is parted, and each part's gradient is computed in a thread of its own: on a busy CPU
+    that is faster than many threads in one operation, and it sums in the same order every time. With `checkpoint` the
+    state is saved every `save_every` steps and training goes on from it. `report` is told each step's number and loss.
 
     Cost: one forward and backward pass per step.
     """
@@ -64,19 +73,47 @@ def train(
     optimizer = torch.optim.AdamW(parameters.values(), lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98))
     generator = torch.Generator().manual_seed(seed)
     start = resume(checkpoint, parameters, optimizer, generator)
-    losses = []
+    loss, losses = loss or answer_loss, []
     for step in progress(range(start, n_steps), "training the model"):
         optimizer.param_groups[0]["lr"] = learning_rate * schedule(step, n_steps, n_warmup)
-        tokens, answers, last = (tensor.to(model.cfg.device) for tensor in draw(generator))
-        loss = torch.nn.functional.cross_entropy(answer_logits(model, tokens, last, tied), answers)
-        optimizer.zero_grad()
-        loss.backward()
+        batch = [tensor.to(model.cfg.device) for tensor in draw(generator)]
+        losses.append(_add_gradients(parameters, lambda *part: loss(model, *part, tied=tied), batch, n_parts))
+        if math.isfinite(max_norm):
+            torch.nn.utils.clip_grad_norm_(parameters.values(), max_norm)
         optimizer.step()
-        losses.append(loss.item())
+        if report is not None:
+            report(step, losses[-1])
         if checkpoint is not None and (step + 1) % save_every == 0:
             save_state(checkpoint, step + 1, parameters, optimizer, generator)
     _finish(model, tied)
     return losses
+
+
+def _add_gradients(parameters: dict[str, Tensor], loss, batch: list[Tensor], n_parts: int) -> float:
+    """Set every parameter's `.grad` to the mean over the parts of a batch; returns the mean loss."""
+    tensors = list(parameters.values())
+
+    def one(part: tuple[Tensor, ...]) -> tuple[float, tuple[Tensor | None, ...]]:
+        lost = loss(*part)
+        return lost.item(), torch.autograd.grad(lost, tensors, allow_unused=True)
+
+    parts = list(zip(*(tensor.chunk(n_parts) for tensor in batch), strict=True))
+    if n_parts == 1:
+        done = [one(parts[0])]
+    else:
+        with ThreadPoolExecutor(n_parts) as pool:
+            done = list(pool.map(one, parts))
+    for index, tensor in enumerate(tensors):
+        found = [gradients[index] for _, gradients in done]
+        tensor.grad = None if found[0] is None else sum(found[1:], found[0]) / len(found)  # pyright: ignore
+    return sum(lost for lost, _ in done) / len(done)
+
+
+def answer_loss(
+    model, tokens: Int[Tensor, "prompt pos"], answers: Int[Tensor, "prompt"], last: Int[Tensor, "prompt"], *, tied: bool
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy of one token per prompt, in nats: the answer after position `last`."""
+    return torch.nn.functional.cross_entropy(answer_logits(model, tokens, last, tied), answers)
 
 
 def answer_logits(

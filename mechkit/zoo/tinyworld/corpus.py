@@ -1,0 +1,94 @@
+"""The training text: short documents of every behaviour, packed into rows, the same from the same seed.
+
+Each document begins with a BOS and so does each row; the last document of a row is cut where the row ends. A batch is a
+function of one number, so a run can stop and go on, and anyone can make the text again and hash it.
+
+>>> batch(2, width=24, seed=0).shape
+torch.Size([2, 24])
+"""
+
+import hashlib
+import random
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mechkit.zoo.tinyworld import (
+    agreement,
+    analogies,
+    calendar,
+    facts,
+    false_belief,
+    greater_than,
+    in_context,
+    induction,
+    ioi,
+    pronouns,
+    sums,
+)
+from mechkit.zoo.tinyworld.text import BOS, encode, ids, vocabulary
+
+MODULES = (facts, ioi, in_context, greater_than, agreement, pronouns, analogies, calendar, false_belief, sums)
+"""Every module whose words make the vocabulary."""
+MIX = {
+    facts.document: 0.20,
+    ioi.document: 0.11,
+    induction.document: 0.14,
+    greater_than.document: 0.05,
+    in_context.document: 0.18,
+    in_context.sentence: 0.10,
+    agreement.document: 0.02,
+    pronouns.document: 0.03,
+    analogies.document: 0.04,
+    calendar.document: 0.04,
+    false_belief.document: 0.05,
+    sums.document: 0.04,
+}
+"""About which share of the tokens each kind of document has."""
+MEAN_LENGTHS = {
+    facts.document: 16.6,
+    ioi.document: 17.9,
+    induction.document: 45.4,
+    greater_than.document: 12.4,
+    in_context.document: 28.1,
+    in_context.sentence: 15.4,
+    agreement.document: 8.7,
+    pronouns.document: 8.1,
+    analogies.document: 9.8,
+    calendar.document: 9.6,
+    false_belief.document: 39.5,
+    sums.document: 13.1,
+}
+"""Tokens of an average document, BOS included."""
+_KINDS = tuple(MIX)
+_RATES = tuple(MIX[kind] / MEAN_LENGTHS[kind] for kind in _KINDS)
+
+
+def all_words() -> list[str]:
+    """The vocabulary in the order of token ids: what `tokenizer.json` is made from."""
+    return vocabulary({word for module in MODULES for word in module.words()})
+
+
+def document(draw: random.Random) -> list[int]:
+    """The token ids of a document of some kind, BOS first."""
+    made = draw.choices(_KINDS, _RATES)[0](draw)
+    return [ids()[BOS], *(encode(made) if isinstance(made, str) else made)]
+
+
+def batch(n_rows: int, *, width: int, seed: int) -> Int[Tensor, "row pos"]:
+    """`n_rows` rows of packed documents, `width` tokens each."""
+    draw = random.Random(seed)
+    return torch.tensor([_row(width, draw) for _ in range(n_rows)])
+
+
+def _row(width: int, draw: random.Random) -> list[int]:
+    row: list[int] = []
+    while len(row) < width:
+        row += document(draw)
+    return row[:width]
+
+
+def batch_hash(tokens: Int[Tensor, "row pos"], before: str = "") -> str:
+    """sha256 of the text before (its hash) and of these token ids as little-endian 16-bit numbers."""
+    return hashlib.sha256(before.encode() + tokens.numpy().astype("<u2").tobytes()).hexdigest()
