@@ -195,8 +195,8 @@ def kl(reference: Logits) -> Metric:
 def span_loss(span: str) -> Metric:
     """Mean cross-entropy of the tokens of a named span (or `-3:`), each predicted from all before it, nats per token.
 
-    `span_loss("first") - span_loss("second")` of a repeated sequence is what induction saves. Raises ValueError for a
-    span that no prompt names, or that starts at a first token, which nothing predicts.
+    `span_loss("first_copy")` less `span_loss("second_copy")` of `mk.tasks.induction` is what induction saves. Raises
+    ValueError for a span that no prompt names, or that starts at a first token, which nothing predicts.
     """
 
     def compute(logits: Tensor, prompts: Prompts) -> Tensor:

@@ -40,7 +40,7 @@ def greater_than(n: int, seed: int = 0, *, model, prepend_bos: bool = False) -> 
 
     Nouns, centuries and years are drawn at random, among those that the tokenizer reads as one token each, a year of
     four digits as two; the same seed gives the same pairs. Answers are the year after the one named, wrong answers the
-    year before it, two digits each. Spans, on both sides: `noun`, `XX` and `YY` (the year named), `end`.
+    year before it, two digits each. Spans, on both sides: `noun`, `century`, `start` (the two digits after it), `end`.
     Raises ValueError for a model without a tokenizer, or one that reads years as other tokens.
     """
     draw = drawing(n, seed)
@@ -86,4 +86,4 @@ def _places(row: Sequence[int], noun: int, year: int) -> dict[str, int]:
     """Where things stand in a prompt's tokens."""
     last = len(row) - 1
     named = row.index(year)
-    return {"noun": row.index(noun), "XX": named - 1, "YY": named, "end": last}
+    return {"noun": row.index(noun), "century": named - 1, "start": named, "end": last}

@@ -1,7 +1,7 @@
 """Induction: random tokens twice, `BOS a b c d a b c`, of which a model that copies expects `d`.
 
-Corrupt prompts have another first copy, so that nothing in them tells the second one. `span_loss("second")` is the loss
-on the second copy and `span_loss("first")` on the first.
+Corrupt prompts have another first copy, so that nothing in them tells the second one. `span_loss("second_copy")` is the
+loss on the second copy and `span_loss("first_copy")` on the first.
 
 Source: Olsson et al. 2022 (arXiv 2209.11895), "repeated random tokens".
 """
@@ -17,8 +17,8 @@ def induction(n: int, seed: int = 0, *, model, length: int = 25, prepend_bos: bo
 
     No token occurs twice in the two copies of a pair's sequences. The corrupt prompt has other tokens in the first
     copy; the wrong answer is what stands there in the answer's place. Special tokens are not drawn. `prepend_bos`
-    defaults to whether the tokenizer has a BOS. The same seed gives the same pairs. Spans, on both sides: `first`
-    and `second` (the copies), `source` (the answer's place in the first copy), `end`.
+    defaults to whether the tokenizer has a BOS. The same seed gives the same pairs. Spans, on both sides:
+    `first_copy` and `second_copy`, `source` (the answer's place in the first copy) and `end`.
     Raises ValueError for prompts longer than the context, or a vocabulary too small to fill both copies.
     """
     draw = drawing(n, seed)
@@ -62,8 +62,8 @@ def _bos(model, prepend_bos: bool | None) -> list[int]:
 def _spans(bos: int, length: int, n: int) -> dict[str, Sequence[tuple[int, int]]]:
     again = bos + length
     return {
-        "first": [(bos, again)] * n,
-        "second": [(again, again + length - 1)] * n,
+        "first_copy": [(bos, again)] * n,
+        "second_copy": [(again, again + length - 1)] * n,
         "source": at(again - 1) * n,
         "end": at(again + length - 2) * n,
     }

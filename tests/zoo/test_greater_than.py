@@ -27,7 +27,7 @@ def test_answers_are_the_years_around_the_one_named(pair, gpt2_like):
 
 
 def test_corrupt_prompts_differ_in_the_year_alone_which_is_01(pair, gpt2_like):
-    years = pair.clean.positions("YY[0]")
+    years = pair.clean.positions("start[0]")
     differ = (pair.clean.tokens != pair.corrupt.tokens).nonzero().tolist()
     assert differ == [[i, at] for i, at in enumerate(years)]
     assert {gpt2_like.to_string(int(pair.corrupt.tokens[i, at])) for i, at in enumerate(years)} == {"01"}
@@ -41,7 +41,7 @@ def test_spans_name_what_they_say(pair, gpt2_like):
             name: gpt2_like.to_string(int(pair.clean.tokens[i, pair.clean.spans[name][i][0]]))
             for name in pair.clean.spans
         }
-        assert said == {"noun": f" {noun}", "XX": f" {century}", "YY": year, "end": f" {century}"}
+        assert said == {"noun": f" {noun}", "century": f" {century}", "start": year, "end": f" {century}"}
         assert pair.clean.spans["end"][i] == (pair.clean.lengths[i] - 1, pair.clean.lengths[i])
 
 
@@ -69,7 +69,7 @@ def test_the_same_seed_gives_the_same_prompts_and_a_bos_moves_every_span(gpt2_li
     first, again, other = (mk.tasks.greater_than(9, seed, model=gpt2_like) for seed in (1, 1, 2))
     assert first.clean.text == again.clean.text != other.clean.text
     begun = mk.tasks.greater_than(9, 1, model=gpt2_like, prepend_bos=True)
-    assert [at + 1 for at in first.clean.positions("YY[0]")] == begun.clean.positions("YY[0]")
+    assert [at + 1 for at in first.clean.positions("start[0]")] == begun.clean.positions("start[0]")
 
 
 def test_a_model_that_cannot_read_years_is_an_error(model, gpt2_like, addition, monkeypatch):

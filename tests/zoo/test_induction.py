@@ -33,7 +33,7 @@ def test_nothing_in_the_corrupt_prompt_tells_the_second_copy(pair):
 def test_spans_are_the_copies_the_source_and_the_end(pair):
     assert pair.clean.spans == pair.corrupt.spans
     assert {name: set(spans) for name, spans in pair.clean.spans.items()} == {
-        "first": {(1, 13)}, "second": {(13, 24)}, "source": {(12, 13)}, "end": {(23, 24)},
+        "first_copy": {(1, 13)}, "second_copy": {(13, 24)}, "source": {(12, 13)}, "end": {(23, 24)},
     }  # fmt: skip
 
 
@@ -53,9 +53,9 @@ def test_a_machine_that_copies_is_right_on_clean_prompts_and_lost_on_corrupt_one
     assert mk.accuracy(clean, pair.clean).mean() == 1
     assert mk.accuracy(corrupt, pair.corrupt).mean() == 0
     # The first token of the second copy is not told by anything, the other ten are.
-    assert mk.span_loss("second")(clean, pair.clean).mean() < 0.1 * chance
-    assert torch.allclose(mk.span_loss("second")(corrupt, pair.corrupt), chance)
-    assert torch.allclose(mk.span_loss("first")(clean, pair.clean), chance)
+    assert mk.span_loss("second_copy")(clean, pair.clean).mean() < 0.1 * chance
+    assert torch.allclose(mk.span_loss("second_copy")(corrupt, pair.corrupt), chance)
+    assert torch.allclose(mk.span_loss("first_copy")(clean, pair.clean), chance)
 
 
 def test_no_special_token_is_drawn_and_a_seed_fixes_all(gpt2_like):

@@ -61,8 +61,8 @@ def greater_than(n: int, seed: int = 0, *, held_out: bool = True) -> Pair:
         filled = {"noun": draw.choice(HELD_OUT if held_out else SEEN), "c": draw.choice(CENTURIES)}
         clean.append(template.format(y=TWO_DIGITS[start], **filled))
         corrupt.append(template.format(y="01", **filled))
-        answers.append(TWO_DIGITS[draw.randint(start + 1, 99)])
-        wrong.append(TWO_DIGITS[draw.randint(2, start)])
+        answers.append(TWO_DIGITS[start + 1])
+        wrong.append(TWO_DIGITS[start - 1])
         starts.append(place(clean[-1], f"{filled['c']} {TWO_DIGITS[start]}")[1])
     spans = {
         "start": [(end - 1, end) for end in starts],

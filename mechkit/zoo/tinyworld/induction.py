@@ -29,7 +29,8 @@ def induction(n: int, seed: int = 0, *, length: int = 20) -> Pair:
     """`n` prompts of `length` random words and all but the last again; the answer is that last one.
 
     In a corrupt prompt the last word of the first half is another, the wrong answer, so the two differ in one token.
-    Spans: `first` (the word before the answer, the first time), `source` (the answer itself) and `end`.
+    Spans: `first` (the word before the answer, the first time), `source` (the answer itself), `first_copy`,
+    `second_copy` and `end`.
     Raises ValueError for `n` below 1 or fewer than two words.
     """
     require(n)
@@ -40,6 +41,7 @@ def induction(n: int, seed: int = 0, *, length: int = 20) -> Pair:
         [[ids()[BOS], *row[: length - 1], row[last], *row[: length - 1]] for row in drawn] for last in (-2, -1)
     )
     spans = {"first": [(length - 1, length)] * n, "source": [(length, length + 1)] * n}
+    spans |= {"first_copy": [(1, length + 1)] * n, "second_copy": [(length + 1, 2 * length)] * n}
     spans["end"] = [(2 * length - 1, 2 * length)] * n
     return Pair.from_tokens(clean, corrupt, [row[-2] for row in drawn], [row[-1] for row in drawn], spans=spans)
 
