@@ -29,6 +29,8 @@ _HOMES = {
     "patching.activation": ("patch",),
     "patching.attribution": ("attribute",),
     "patching.paths": ("path_patch",),
+    "superposition.measure": ("measure_superposition",),
+    "superposition.model": ("measure_model",),
     "zoo.loading": ("load",),
 }
 

@@ -1,29 +1,39 @@
-"""Superposition: measures of weights and dictionaries against the right null.
+"""Superposition: measures of weights, models and dictionaries against the right null.
 
->>> from mechkit.superposition import dimensionality, feature_norms, welch_bound
+>>> from mechkit.superposition import dimensionality, measure_superposition, recovered
 """
 
 from mechkit.core.lazy import lazily
 
-__getattr__, __dir__, __all__ = lazily(
-    __name__,
-    {
-        "dimensionality": "measures",
-        "dimensions_per_feature": "measures",
-        "effective_rank": "measures",
-        "feature_interference": "measures",
-        "feature_norms": "measures",
-        "features_per_neuron": "measures",
-        "frame_potential": "measures",
-        "interference": "measures",
-        "johnson_lindenstrauss_capacity": "bounds",
-        "johnson_lindenstrauss_overlap": "bounds",
-        "least_frame_potential": "bounds",
-        "participation_ratio": "measures",
-        "random_overlap": "bounds",
-        "singular_values": "measures",
-        "stable_rank": "measures",
-        "unit_rows": "measures",
-        "welch_bound": "bounds",
-    },
-)
+_HOMES = {
+    "activity": ("Activity", "measure_activity"),
+    "bounds": (
+        "johnson_lindenstrauss_capacity",
+        "johnson_lindenstrauss_overlap",
+        "least_frame_potential",
+        "random_overlap",
+        "welch_bound",
+    ),
+    "matching": ("max_cosines", "mean_max_cosine", "recovered"),
+    "measure": ("measure_superposition",),
+    "measured": ("Superposition",),
+    "measures": (
+        "dimensionality",
+        "dimensions_per_feature",
+        "effective_rank",
+        "feature_interference",
+        "feature_norms",
+        "features_per_neuron",
+        "frame_potential",
+        "interference",
+        "participation_ratio",
+        "singular_values",
+        "stable_rank",
+        "unit_rows",
+    ),
+    "model": ("ModelSuperposition", "measure_model"),
+    "nulls": ("NullTest", "compare"),
+    "overlaps": ("nearest",),
+}
+
+__getattr__, __dir__, __all__ = lazily(__name__, {name: home for home, names in _HOMES.items() for name in names})
