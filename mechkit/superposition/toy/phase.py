@@ -142,5 +142,6 @@ def _diagram(toys: Toys, weights: Weights, n_cells: int, n_seeds: int) -> PhaseD
     shared = feature_interference(features)[:, -1].view(grid)
     order = loss.argsort(-1)
     probability, importance = toys.probability.view(*grid, -1), toys.importance.view(*grid, -1)
-    sorted_by_loss = (found.float().gather(-1, order).cpu() for found in (loss, norm, shared))
-    return PhaseDiagram(importance[:, 0, 0, -1].cpu(), probability[0, :, 0, 0].cpu(), *sorted_by_loss, toys.n_features)
+    loss, norm, shared = (found.float().gather(-1, order).cpu() for found in (loss, norm, shared))
+    rows, columns = importance[:, 0, 0, -1].cpu(), probability[0, :, 0, 0].cpu()
+    return PhaseDiagram(rows, columns, loss, norm, shared, toys.n_features)
