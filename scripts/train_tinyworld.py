@@ -10,6 +10,7 @@ A run that was cut off goes on where it stopped (checkpoints in --runs).
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,6 +40,8 @@ MODEL = {
 }
 ROWS, WIDTH = 32, 96
 STEPS = 6600
+STAGES = ((2600, corpus.MIX), (STEPS, corpus.LATER_MIX))
+"""Up to which step which mixture of documents is trained on."""
 LEARNING_RATE, WEIGHT_DECAY, WARM_UP, MAX_NORM = 2e-3, 0.1, 200, 1.0
 N_PARTS = 2
 """A batch is halved, and each half computed in one thread."""
@@ -54,10 +57,10 @@ MARKS = ("<!-- scores -->", "<!-- end of scores -->")
 """Where the scores stand in the model card."""
 
 
-def draw_batch(generator: torch.Generator):
+def draw_batch(mix, generator: torch.Generator):
     """The next batch of the training text, as `train` wants it."""
     seed = int(torch.randint(2**62, (1,), generator=generator))
-    return (corpus.batch(ROWS, width=WIDTH, seed=seed),)
+    return (corpus.batch(ROWS, width=WIDTH, seed=seed, mix=mix),)
 
 
 def train_model(out: Path, runs: Path, steps: int, device: str) -> None:
@@ -67,21 +70,23 @@ def train_model(out: Path, runs: Path, steps: int, device: str) -> None:
     write_atomic(out / TOKENIZER, tokenizer_json())
     model = new_model(SEED, device=device, d_vocab=len(text.ids()), **MODEL)
     with (runs / "loss.txt").open("a", buffering=1) as log:
-        train(
-            model,
-            draw_batch,
-            n_steps=steps,
-            seed=SEED,
-            loss=text_loss,
-            learning_rate=LEARNING_RATE,
-            weight_decay=WEIGHT_DECAY,
-            n_warmup=WARM_UP,
-            max_norm=MAX_NORM,
-            n_parts=N_PARTS,
-            checkpoint=runs / "model.safetensors",
-            save_every=200,
-            report=lambda step, loss: print(step, f"{loss:.4f}", file=log),
-        )
+        for stop, mix in STAGES:
+            train(
+                model,
+                partial(draw_batch, mix),
+                n_steps=steps,
+                stop=stop,
+                seed=SEED,
+                loss=text_loss,
+                learning_rate=LEARNING_RATE,
+                weight_decay=WEIGHT_DECAY,
+                n_warmup=WARM_UP,
+                max_norm=MAX_NORM,
+                n_parts=N_PARTS,
+                checkpoint=runs / "model.safetensors",
+                save_every=200,
+                report=lambda step, loss: print(step, f"{loss:.4f}", file=log),
+            )
     save_folder(
         fold_measured(model),
         out,
@@ -105,8 +110,9 @@ def fold_measured(model):
 def text_hash(steps: int) -> str:
     """Hash of the first `steps` batches of the training text, chained as `corpus.batch_hash` says."""
     generator, found = torch.Generator().manual_seed(SEED), ""
-    for _ in progress(range(steps), "hashing the training text"):
-        found = corpus.batch_hash(*draw_batch(generator), found)
+    for step in progress(range(steps), "hashing the training text"):
+        mix = next(mix for stop, mix in STAGES if step < stop)
+        found = corpus.batch_hash(*draw_batch(mix, generator), found)
     return found
 
 

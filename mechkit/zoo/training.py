@@ -57,6 +57,7 @@ def train(
     tied: bool = True,
     checkpoint: Path | None = None,
     save_every: int = 100,
+    stop: int | None = None,
     report: Callable[[int, float], None] | None = None,
 ) -> list[float]:
     """Train `model` in place on what `loss` gives, by default `answer_loss`; returns the loss of each step run.
@@ -65,7 +66,8 @@ def train(
     `loss` is called as `loss(model, *batch, tied=tied)` on a batch from `draw`, which is given a generator seeded by
     `seed`. With `n_parts` a batch is parted, and each part's gradient is computed in a thread of its own: on a busy CPU
     that is faster than many threads in one operation, and it sums in the same order every time. With `checkpoint` the
-    state is saved every `save_every` steps and training goes on from it. `report` is told each step's number and loss.
+    state is saved every `save_every` steps and training goes on from it. With `stop` it ends after that many of the
+    `n_steps`, for another call to go on from there with other batches. `report` is told each step's number and loss.
 
     Cost: one forward and backward pass per step.
     """
@@ -74,7 +76,8 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     start = resume(checkpoint, parameters, optimizer, generator)
     loss, losses = loss or answer_loss, []
-    for step in progress(range(start, n_steps), "training the model"):
+    end = n_steps if stop is None else min(stop, n_steps)
+    for step in progress(range(start, end), "training the model"):
         optimizer.param_groups[0]["lr"] = learning_rate * schedule(step, n_steps, n_warmup)
         batch = [tensor.to(model.cfg.device) for tensor in draw(generator)]
         losses.append(_add_gradients(parameters, lambda *part: loss(model, *part, tied=tied), batch, n_parts))
@@ -83,7 +86,7 @@ def train(
         optimizer.step()
         if report is not None:
             report(step, losses[-1])
-        if checkpoint is not None and (step + 1) % save_every == 0:
+        if checkpoint is not None and ((step + 1) % save_every == 0 or step + 1 == end):
             save_state(checkpoint, step + 1, parameters, optimizer, generator)
     _finish(model, tied)
     return losses

@@ -9,6 +9,7 @@ torch.Size([2, 24])
 
 import hashlib
 import random
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Int
@@ -29,9 +30,11 @@ from mechkit.zoo.tinyworld import (
 )
 from mechkit.zoo.tinyworld.text import BOS, encode, ids, vocabulary
 
+Kind = Callable[[random.Random], str | list[int]]
+"""What draws a document of one kind, as text or as token ids."""
 MODULES = (facts, ioi, in_context, greater_than, agreement, pronouns, analogies, calendar, false_belief, sums)
 """Every module whose words make the vocabulary."""
-MIX = {
+MIX: dict[Kind, float] = {
     facts.document: 0.20,
     ioi.document: 0.11,
     induction.document: 0.14,
@@ -45,8 +48,23 @@ MIX = {
     false_belief.document: 0.05,
     sums.document: 0.04,
 }
-"""About which share of the tokens each kind of document has."""
-MEAN_LENGTHS = {
+"""About which share of the tokens each kind of document has in the first stage of training."""
+LATER_MIX: dict[Kind, float] = {
+    facts.document: 0.14,
+    ioi.document: 0.06,
+    induction.document: 0.22,
+    greater_than.document: 0.08,
+    in_context.document: 0.20,
+    in_context.sentence: 0.08,
+    agreement.document: 0.01,
+    pronouns.document: 0.02,
+    analogies.document: 0.03,
+    calendar.document: 0.05,
+    false_belief.document: 0.06,
+    sums.document: 0.05,
+}
+"""The shares of the second stage: less of what is learned by then, more of what is slow."""
+MEAN_LENGTHS: dict[Kind, float] = {
     facts.document: 16.6,
     ioi.document: 17.9,
     induction.document: 45.4,
@@ -61,8 +79,6 @@ MEAN_LENGTHS = {
     sums.document: 13.1,
 }
 """Tokens of an average document, BOS included."""
-_KINDS = tuple(MIX)
-_RATES = tuple(MIX[kind] / MEAN_LENGTHS[kind] for kind in _KINDS)
 
 
 def all_words() -> list[str]:
@@ -70,22 +86,23 @@ def all_words() -> list[str]:
     return vocabulary({word for module in MODULES for word in module.words()})
 
 
-def document(draw: random.Random) -> list[int]:
+def document(draw: random.Random, mix: Mapping[Kind, float] = MIX) -> list[int]:
     """The token ids of a document of some kind, BOS first."""
-    made = draw.choices(_KINDS, _RATES)[0](draw)
+    kinds = tuple(mix)
+    made = draw.choices(kinds, [mix[kind] / MEAN_LENGTHS[kind] for kind in kinds])[0](draw)
     return [ids()[BOS], *(encode(made) if isinstance(made, str) else made)]
 
 
-def batch(n_rows: int, *, width: int, seed: int) -> Int[Tensor, "row pos"]:
+def batch(n_rows: int, *, width: int, seed: int, mix: Mapping[Kind, float] = MIX) -> Int[Tensor, "row pos"]:
     """`n_rows` rows of packed documents, `width` tokens each."""
     draw = random.Random(seed)
-    return torch.tensor([_row(width, draw) for _ in range(n_rows)])
+    return torch.tensor([_row(width, draw, mix) for _ in range(n_rows)])
 
 
-def _row(width: int, draw: random.Random) -> list[int]:
+def _row(width: int, draw: random.Random, mix: Mapping[Kind, float]) -> list[int]:
     row: list[int] = []
     while len(row) < width:
-        row += document(draw)
+        row += document(draw, mix)
     return row[:width]
 
 

@@ -10,6 +10,7 @@ Source: Wang et al. 2022 (arXiv 2211.00593), section 2; the sentences are mechki
 """
 
 import random
+from dataclasses import dataclass
 from functools import cache
 
 from mechkit.core.prompts import Pair
@@ -57,7 +58,7 @@ def document(draw: random.Random) -> str:
     indirect, subject = couple(draw)
     again = draw.choice(NAMES) if draw.random() < 0.125 else subject
     answer = indirect if again == subject else draw.choice((indirect, subject))
-    return f"{_scene(draw)(indirect, subject, again)} {answer}."
+    return f"{Scene.drawn(draw).text(indirect, subject, again)} {answer}."
 
 
 def ioi(n: int, seed: int = 0, *, held_out: bool = True) -> Pair:
@@ -72,23 +73,35 @@ def ioi(n: int, seed: int = 0, *, held_out: bool = True) -> Pair:
     for _ in range(n):
         indirect, subject = couple(draw, held_out)
         others = draw.sample([name for name in NAMES if name not in (indirect, subject)], 3)
-        scene = _scene(draw)
-        clean.append(scene(indirect, subject, subject))
-        corrupt.append(scene(*others))
+        scene = Scene.drawn(draw)
+        clean.append(scene.text(indirect, subject, subject))
+        corrupt.append(scene.text(*others))
         people.append((indirect, subject))
     return make_pair(clean, corrupt, *zip(*people, strict=True), spans=_spans(clean, people))
 
 
-def _scene(draw: random.Random):
-    """A function from three names (indirect object, subject, who acts) to a sentence without its answer."""
-    template, swap = draw.choice(TEMPLATES), draw.random() < 0.5
-    words = {"place": draw.choice(PLACES), "thing": draw.choice(THINGS)}
+@dataclass(frozen=True)
+class Scene:
+    """A sentence of this kind without its people."""
 
-    def scene(indirect: str, subject: str, again: str) -> str:
-        first, second = (subject, indirect) if swap else (indirect, subject)
-        return template.format(first=first, second=second, S=again, **words)
+    template: str
+    """One of `TEMPLATES`."""
+    swapped: bool
+    """Whether the subject is named before the indirect object."""
+    place: str
+    """One of `PLACES`."""
+    thing: str
+    """One of `THINGS`."""
 
-    return scene
+    @classmethod
+    def drawn(cls, draw: random.Random) -> "Scene":
+        """A random one."""
+        return cls(draw.choice(TEMPLATES), draw.random() < 0.5, draw.choice(PLACES), draw.choice(THINGS))
+
+    def text(self, indirect: str, subject: str, again: str) -> str:
+        """The prompt, in which `again` is who acts."""
+        first, second = (subject, indirect) if self.swapped else (indirect, subject)
+        return self.template.format(first=first, second=second, S=again, place=self.place, thing=self.thing)
 
 
 def _spans(texts, people) -> dict[str, list[tuple[int, int]]]:

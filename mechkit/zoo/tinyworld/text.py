@@ -63,8 +63,12 @@ def encode(text: str) -> list[int]:
 
 def decode(tokens: Sequence[int]) -> str:
     """The words of some token ids, with spaces between them."""
-    words = {index: word for word, index in ids().items()}
-    return " ".join(words[int(token)] for token in tokens)
+    return " ".join(_words()[int(token)] for token in tokens)
+
+
+@cache
+def _words() -> tuple[str, ...]:
+    return tuple(sorted(ids(), key=ids().__getitem__))
 
 
 def split(items: Iterable[Item], share: float, seed: int) -> tuple[list[Item], list[Item]]:
