@@ -37,6 +37,10 @@ class Intervention(ABC):
     by_position: ClassVar[bool] = False
     """Whether what becomes of a position depends on that position alone; True lets a sweep leave out others."""
 
+    replaces: ClassVar[bool] = False
+    """Whether a `value` of the slice's shape is put in whatever the slice holds, so that many are made at once; not
+    inherited."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "site", Site.parse(self.site))
         if not self.site.is_concrete:
@@ -99,6 +103,7 @@ class Replace(Intervention):
     """Put `value` in place of the slice: `[*slice]` for every prompt, or `[prompt, *slice]`."""
 
     by_position: ClassVar[bool] = True
+    replaces: ClassVar[bool] = True
 
     value: Tensor | float
     """What comes in, broadcast to the slice."""

@@ -67,8 +67,10 @@ def _known(model, site: Site) -> str:
 
 
 def n_heads(model, name: str) -> int:
-    """Number of heads of a hook: query heads, or key/value heads for k and v."""
+    """Number of heads of a hook: query heads, or key/value heads for k and v where the model keeps these grouped."""
     key_value = getattr(model.cfg, "n_key_value_heads", None)
+    if getattr(model.cfg, "ungroup_grouped_query_attention", False):
+        key_value = None
     return key_value if name in KEY_VALUE_NAMES and key_value else model.cfg.n_heads
 
 

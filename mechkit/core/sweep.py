@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechkit.core.engine.choose import measure
+from mechkit.core.engine.question import Question
 from mechkit.core.interventions import Intervention
 from mechkit.core.loop import Loop
 from mechkit.core.metrics import Metric, as_metric
@@ -103,7 +104,8 @@ def sweep(
     for edit in [*base, *(edit for run in runs for edit in run)]:
         check_site(model, edit.site)
     check_tokens(model, prompts)
-    measured = measure(model, prompts, runs, metrics, base, wanted, memory)
+    device = next(model.parameters()).device
+    measured = measure(Question(model, prompts.to(device), runs, metrics, base, wanted), memory)
     unit = ", ".join(one.unit for one in metrics)
     scores = measured.scores if several else measured.scores[..., 0]
     return Sweep(scores, unit, measured.read if runs else {}, measured.path, measured.passes, measured.n_rows)

@@ -54,8 +54,9 @@ def path_patch(
     "logits", which stands for the last block's resid_post where the metric reads it. Rows name the receiver, or
     `receivers` where there are several, listed in `meta["receivers"]`. A sender without a path to them scores 0.
 
-    Cost: two passes per prompt length, one propagation of all senders through the MLPs up to the last receiver (of rows
-    that changed and are read), and one `sweep` of a run per sender. `memory` is the most that rows and runs take, in
+    Cost: one pass of clean and corrupt prompts together (two passes per prompt length where lengths differ, plus the
+    sweep's base run), one propagation of all senders through the MLPs up to the last receiver (of rows that changed
+    and are read), and one `sweep` of a run per sender, which goes on from the first pass. `memory` is the most that rows and runs take, in
     bytes, beside the recordings: senders are handled in as many chunks as that needs.
     `meta["path"]` says "deltas", or why each sender took a pass of its own: the model has hooks, or parts whose steps
     are not known, or a receiver is another hook (pattern, mlp_post, ...).

@@ -6,14 +6,21 @@ Prompts of one length are recorded and propagated together; the patched runs are
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechkit.core.engine.agenda import stage_of
+from mechkit.core.engine.base import Pass, kept_stages
+from mechkit.core.engine.choose import measure, suits
+from mechkit.core.engine.measured import refuse_nan
+from mechkit.core.engine.question import Question
+from mechkit.core.engine.trust import trusted
 from mechkit.core.interventions import Intervention, Replace, Slice
 from mechkit.core.metrics import Metric
-from mechkit.core.places import Place
+from mechkit.core.places import Place, cut
 from mechkit.core.progress import progress
 from mechkit.core.prompts import Pair, Prompts
 from mechkit.core.site import Site
@@ -30,6 +37,8 @@ _NOTHING = Metric("nothing", "", "last", lambda logits, prompts: logits.new_zero
 
 class Received(Replace):
     """Put what a receiver read in its place; `value[prompt, *slice]` may be longer than a prompt's own slice."""
+
+    replaces: ClassVar[bool] = True
 
     def edit(self, x: Slice, prompts: list[int], place: Place) -> Slice:
         assert isinstance(self.value, Tensor)
@@ -50,6 +59,14 @@ class Protocol:
         for i, lengths in enumerate(zip(pair.clean.lengths, pair.corrupt.lengths, strict=True)):
             by_lengths.setdefault(lengths, []).append(i)
         self.groups = [Group(self, numbers) for numbers in by_lengths.values()]
+        self.shared = Shared(self) if len(by_lengths) == 1 and self._alike(*by_lengths) else None
+
+    def _alike(self, lengths: tuple[int, int]) -> bool:
+        """Whether clean and corrupt prompts can go through the model together, and the patched runs on from there."""
+        model, sites = self.model, [*self.receivers, *self.senders]
+        if lengths[0] != lengths[1] or self.pair.edits or self.obstacle is not None:
+            return False
+        return suits(model, sites) and trusted(model)
 
     def measure(self, memory: int | None) -> tuple[Float[Tensor, "sender prompt"], Float[Tensor, "prompt"]]:
         """The metric of the patched runs minus that of x_orig, and that of x_new minus that of x_orig."""
@@ -68,7 +85,9 @@ class Protocol:
                 [Received(site, value[i]) for site, value in zip(self.receivers, values, strict=True)]
                 for i in range(len(senders))
             ]
-            return sweep(self.model, self.pair.clean, [[], *runs], self.metric, memory=memory).scores
+            start = self.shared.start if self.shared else None
+            question = Question(self.model, self.pair.clean, [[], *runs], [self.metric], start=start)
+            return measure(question, memory).scores[..., 0]
         except torch.OutOfMemoryError:
             if len(senders) == 1:
                 raise
@@ -127,6 +146,26 @@ def recording(
     return Recording({site: found.read[site][0] for site in wanted}, found.scores)
 
 
+class Shared:
+    """One pass of clean and corrupt prompts together: both recordings, and where the patched runs start."""
+
+    def __init__(self, protocol: Protocol) -> None:
+        model, pair, n = protocol.model, protocol.pair, len(protocol.pair)
+        device = next(model.parameters()).device
+        needs = Deltas.needs(model, protocol.senders, protocol.receivers, protocol.hold_mlps)
+        sent = [whole(site) for site in protocol.senders]
+        stages = kept_stages(model, {stage_of(site) for site in protocol.receivers})
+        tokens = torch.cat([pair.clean.tokens, pair.corrupt.tokens]).to(device)
+        both = Pass.of(model, tokens, stages | {stage_of(site) for site in (*needs, *sent)})
+        self.start, new = both.rows(slice(n)), both.rows(slice(n, None))
+        for logits in (self.start.logits, new.logits):
+            refuse_nan(logits, range(n))
+        scores = protocol.metric(new.logits.clone(), pair.corrupt.to(device))[None]
+        clean = {site: cut(self.start.value[stage_of(site)], site, slice(None)) for site in needs}
+        self.clean = Recording(clean, scores)
+        self.corrupt = Recording({site: new.value[stage_of(site)] for site in sent}, scores)
+
+
 class Group:
     """Prompts of one length, clean and corrupt: what was recorded on them, and what receivers read."""
 
@@ -137,6 +176,8 @@ class Group:
     def clean(self) -> Recording:
         """Hook tensors of x_orig that the deltas start from."""
         p = self.protocol
+        if p.shared:
+            return p.shared.clean
         wanted = Deltas.needs(p.model, p.senders, p.receivers, p.hold_mlps)
         return recording(p.model, self.pair.clean, wanted)
 
@@ -144,6 +185,8 @@ class Group:
     def corrupt(self) -> Recording:
         """Hook tensors of x_new that are sent, and the metric where these are all prompts."""
         p = self.protocol
+        if p.shared:
+            return p.shared.corrupt
         metric = p.metric if len(self.numbers) == len(p.pair) else _NOTHING
         wanted = [whole(site) for site in p.senders]
         return recording(p.model, self.pair.corrupt, wanted, metric, self.pair.edits)

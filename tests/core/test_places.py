@@ -47,6 +47,13 @@ def test_keys_and_values_have_the_models_key_value_heads(build):
         mk.expand(grouped, "L0.H2.k")
 
 
+def test_ungrouped_keys_and_values_have_a_head_for_every_query_head(build):
+    model = build(n_heads=4, d_head=4, n_key_value_heads=2, ungroup_grouped_query_attention=True)
+    assert expanded(model, "L1.H*.k") == [f"L1.H{head}.k" for head in range(4)]
+    _, cache = model.run_with_cache(PROMPTS.tokens)
+    assert cache["k", 1].shape[2] == 4
+
+
 def test_position_star_needs_prompts_of_one_length(model):
     with pytest.raises(ValueError, match="give the prompts they belong to"):
         mk.expand(model, "L0.resid_pre@*")

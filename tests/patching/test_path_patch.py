@@ -208,13 +208,13 @@ def test_an_mlp_that_sends_to_itself_is_read_as_it_sends(model):
 def test_chunks_of_senders_give_the_same_scores(model, monkeypatch):
     whole = path_patch(model, PAIR, "L*.H*.z@*", "L1.H0.q", mk.logit_diff)
     sizes = []
-    real = protocol.sweep
+    real = protocol.measure
 
-    def counting(model, prompts, runs, *args, **options):
-        sizes.append(len(runs))
-        return real(model, prompts, runs, *args, **options)
+    def counting(question, memory):
+        sizes.append(len(question.runs))
+        return real(question, memory)
 
-    monkeypatch.setattr(protocol, "sweep", counting)
+    monkeypatch.setattr(protocol, "measure", counting)
     monkeypatch.setattr(protocol, "_BYTES", 40_000)
     chunked = path_patch(model, PAIR, "L*.H*.z@*", "L1.H0.q", mk.logit_diff)
     assert torch.allclose(chunked.scores, whole.scores, **CLOSE)
@@ -226,17 +226,18 @@ def test_chunks_of_senders_give_the_same_scores(model, monkeypatch):
 
 def test_when_memory_runs_out_half_the_senders_go_at_a_time(model, monkeypatch):
     whole = path_patch(model, PAIR, "L*.H*.z", "L1.H0.q", mk.logit_diff)
-    real = protocol.sweep
+    real = protocol.measure
 
-    def narrow(model, prompts, runs, *args, **options):
-        if len(runs) > 2:
-            raise torch.OutOfMemoryError("no memory is left")
-        return real(model, prompts, runs, *args, **options)
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("no memory is left")
 
-    monkeypatch.setattr(protocol, "sweep", narrow)
+    def narrow(question, memory):
+        return out_of_memory() if len(question.runs) > 2 else real(question, memory)
+
+    monkeypatch.setattr(protocol, "measure", narrow)
     found = path_patch(model, PAIR, "L*.H*.z", "L1.H0.q", mk.logit_diff)
     assert torch.allclose(found.scores, whole.scores, **CLOSE)
-    monkeypatch.setattr(protocol.Protocol, "_received", lambda self, senders: narrow(None, None, [1, 2, 3]))
+    monkeypatch.setattr(protocol.Protocol, "_received", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
         path_patch(model, PAIR, "L*.H*.z", "L1.H0.q", mk.logit_diff)
 

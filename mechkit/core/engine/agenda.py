@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mechkit.core.engine.alike import Alike
 from mechkit.core.interventions import Intervention
 from mechkit.core.places import Place, cut, groups, key, places
 from mechkit.core.prompts import Prompts
@@ -76,6 +77,7 @@ class Agenda:
         self.base: dict[Stage, list[Intervention]] = {}
         self.reads: dict[Stage, list[Site]] = {}
         self._places: dict[Site, list[tuple[Place, list[int]]]] = {}
+        self._alike: dict[Stage, tuple[list[Alike], np.ndarray, np.ndarray]] = {}
         for i, run in enumerate(runs):
             for edit in run:
                 self.edits.setdefault(stage_of(edit.site), {}).setdefault(i, []).append(edit)
@@ -117,6 +119,26 @@ class Agenda:
         if site not in self._places:
             self._places[site] = groups(places(site, self.prompts))
         return self._places[site]
+
+    def alike(self, stage: Stage, shape: torch.Size) -> tuple[list[Alike], np.ndarray, np.ndarray]:
+        """Runs that are edited together at `stage`: their sets, and every run's set (-1: none) and number in it."""
+        if stage not in self._alike:
+            found = Alike.among(self.edits.get(stage, {}), self.placed, shape, self.numbers)
+            of, number = np.full(len(self.runs), -1), np.zeros(len(self.runs), dtype=np.int64)
+            for i, alike in enumerate(found):
+                of[alike.runs], number[alike.runs] = i, np.arange(len(alike))
+            self._alike[stage] = found, of, number
+        return self._alike[stage]
+
+    def put(self, stage: Stage, values: Tensor, runs: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+        """Make the edits at `stage` that go together, in place, in `values[row, pos, ...]`; whose rows are left."""
+        found, of, number = self.alike(stage, values.shape)
+        own = np.asarray(self.numbers)
+        for i, alike in enumerate(found):
+            rows = np.flatnonzero(of[runs] == i)
+            if len(rows):
+                alike.put(values, rows, number[runs[rows]], own[prompts[rows]])
+        return of[runs] < 0
 
     def apply(self, edits: Sequence[Intervention], values: Tensor, prompts: np.ndarray) -> None:
         """Make `edits`, in order and in place, in `values[row, pos, ...]`, whose rows belong to `prompts`."""
@@ -167,9 +189,12 @@ class Scout:
 
     def look(self, stage: Stage, value: Tensor) -> None:
         """Try every run's edits at `stage` on the base run's value `[prompt, pos, ...]`."""
+        found, of, _ = self.agenda.alike(stage, value.shape)
+        for alike in found:
+            self._look_at(alike, value)
         tried = []
-        for run, edits in self.agenda.edits.get(stage, {}).items():
-            for edit in edits:
+        for run, edits in self.agenda.edits.get(stage, {}).items() if (of < 0).any() else ():
+            for edit in edits if of[run] < 0 else ():
                 for place, members in self.agenda.placed(edit.site):
                     part = value if len(members) == len(self.agenda.prompts) else value[members]
                     numbers = [self.agenda.numbers[p] for p in members]
@@ -180,6 +205,19 @@ class Scout:
             ends = np.cumsum([mask.numel() for *_, mask in tried])
             for (run, edit, place, members, mask), part in zip(tried, np.split(flat, ends[:-1]), strict=True):
                 self._note(run, edit, place, members, part.reshape(mask.shape))
+
+    def _look_at(self, alike: Alike, value: Tensor) -> None:
+        """Try edits that go together."""
+        prompts, own = np.arange(len(value)), np.asarray(self.agenda.numbers)
+        for numbers in alike.slabs(value):
+            rows, each = np.tile(prompts, len(numbers)), np.repeat(numbers, len(prompts))
+            old = value[alike.where(each, rows, value.device)]
+            new = alike.incoming(each, own[rows], value, old.ndim).expand_as(old)
+            changed = _changed(alike.site, alike.place, old, new).cpu().numpy().reshape(len(numbers), len(prompts), -1)
+            hit, runs = changed.any(2), alike.runs[numbers]
+            start = np.where(hit, alike.first(numbers)[:, None] + changed.argmax(2), self.n_pos)
+            self.live[runs] |= hit
+            self.start[runs] = np.minimum(self.start[runs], start)
 
     def _note(self, run: int, edit: Intervention, place: Place, members: list[int], changed: np.ndarray) -> None:
         """`changed[prompt, pos of the place]` says where the edit changes the base run."""

@@ -1,11 +1,12 @@
 """The base run: the pass that all runs of a sweep share, kept where they will need it.
 
 It goes through the model's own modules, so that a value taken from such a pass (a cache of the clean prompt, say) is
-known, bit for bit, as no change. While it runs, every edit is tried on it (`Scout`).
+known, bit for bit, as no change. Every edit is tried on it (`Scout`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,64 +17,68 @@ from mechkit.core.prompts import Prompts
 from mechkit.core.site import Site
 
 
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What one pass through the model's own modules left, of prompts of one length."""
+
+    raw: dict[Stage, Tensor]
+    """Hook tensors before the edits that all runs share."""
+    value: dict[Stage, Tensor]
+    """After them."""
+    logits: Tensor
+    """`[prompt, pos, vocab]`."""
+
+    @classmethod
+    def of(cls, model, tokens: Tensor, stages: Iterable[Stage], edit: Callable = lambda stage, value: value) -> "Pass":
+        """One hooked forward pass that keeps `stages`, each after `edit(stage, value)`."""
+        raw, value, own = {}, {}, computes_results(model)
+
+        def see(stage: Stage, x: Tensor) -> Tensor:
+            raw[stage] = x
+            value[stage] = edit(stage, x)
+            return value[stage]
+
+        apart = [stage for stage in stages if stage[1] == "result" and not own]
+        hooks = [
+            (_hook_name(stage), lambda x, hook, stage=stage: see(stage, x)) for stage in stages if stage not in apart
+        ]
+        with ExitStack() as stack:
+            stack.enter_context(hooked(model, hooks))
+            for stage in apart:
+                stack.enter_context(head_outputs(model, stage[0], lambda x, stage=stage: see(stage, x)))
+            return cls(raw, value, model(tokens))
+
+    def rows(self, chosen: slice) -> "Pass":
+        """The same of some of the prompts."""
+        raw, value = ({stage: x[chosen] for stage, x in kept.items()} for kept in (self.raw, self.value))
+        return Pass(raw, value, self.logits[chosen])
+
+
 class BaseRun:
     """Values of the base run by stage, `[prompt, pos, ...]` (patterns `[prompt, head, dest, src]`).
 
     Beside the stages where something happens it has, from the first of them on, the residual stream before every block
     (`resid_pre`), the queries, keys and values that attention takes (`Q`, `K`, `V`), and the stream that an MLP adds to
-    (`mid`) where its insides or its output are edited.
+    (`mid`) where its insides or its output are edited. `start` is the pass, where it has been made.
     """
 
-    def __init__(self, model, prompts: Prompts, agenda: Agenda) -> None:
+    def __init__(self, model, prompts: Prompts, agenda: Agenda, start: Pass | None = None) -> None:
         self.model, self.prompts, self.agenda = model, prompts, agenda
         self.n_prompts, self.n_pos = prompts.tokens.shape
-        self.scout = Scout(agenda, self.n_pos)
-        self.raw: dict[Stage, Tensor] = {}
-        """Before the edits that all runs share."""
-        self.value: dict[Stage, Tensor] = {}
-        """After them."""
         self.pos = torch.arange(self.n_pos, device=prompts.tokens.device)
-        with ExitStack() as stack:
-            stack.enter_context(hooked(model, [(name, self._hook(stage)) for stage, name in self._wanted().items()]))
-            for stage in agenda.stages:
-                if stage[1] == "result" and not computes_results(model):
-                    stack.enter_context(head_outputs(model, stage[0], lambda x, stage=stage: self.see(stage, x)))
-            self.logits = model(prompts.tokens)
+        made = start or Pass.of(model, prompts.tokens, kept_stages(model, agenda.stages), self._shared)
+        self.raw, self.value, self.logits = made.raw, dict(made.value), made.logits
+        self.scout = Scout(agenda, self.n_pos)
+        for stage in agenda.edits:
+            self.scout.look(stage, self.value[stage])
         self._name()
 
-    def _wanted(self) -> dict[Stage, str]:
-        """The stages to keep, with their hooks, in forward order where that matters."""
-        first, cfg = min((stage[0] for stage in self.agenda.stages), default=self.model.cfg.n_layers), self.model.cfg
-        rotary = cfg.positional_embedding_type == "rotary"
-        stages = set(self.agenda.stages)
-        for layer in range(max(first, 0), cfg.n_layers):
-            names = ["resid_pre", "v", *(("rot_q", "rot_k") if rotary else ("q", "k"))]
-            names += ATTENTION[:3] if self.agenda.any(layer, ATTENTION) else ()
-            names += ("z",) if self.agenda.any(layer, ATTENTION) else ()
-            if not cfg.attn_only and self.agenda.any(layer, (*HIDDEN, "mlp_out")):
-                names += ("attn_out",) if cfg.parallel_attn_mlp else ("resid_mid",)
-                names += HIDDEN if cfg.gated_mlp else ("mlp_pre", "mlp_post")
-            stages |= {(layer, name) for name in names}
-        if self.agenda.any(-1, TOP):
-            stages |= {(-1, name) for name in (TOP if cfg.positional_embedding_type == "standard" else TOP[:1])}
-        elif cfg.positional_embedding_type == "shortformer":
-            stages.add((-1, "pos_embed"))
-        if cfg.positional_embedding_type == "shortformer":
-            stages.add((-1, "pos_embed"))
-        own = computes_results(self.model)
-        return {stage: _hook_name(stage) for stage in stages if own or stage[1] != "result"}
-
-    def _hook(self, stage: Stage) -> Callable:
-        return lambda x, hook: self.see(stage, x)
-
-    def see(self, stage: Stage, value: Tensor) -> Tensor:
-        """The value after the shared edits, kept; the runs' own edits are tried on it."""
-        shared = self.agenda.base.get(stage, [])
-        self.raw[stage] = value.clone() if shared else value
-        for edit in shared:
+    def _shared(self, stage: Stage, value: Tensor) -> Tensor:
+        """The value after the edits that all runs share; the one given is left as it is."""
+        edits = self.agenda.base.get(stage, [])
+        value = value.clone() if edits else value
+        for edit in edits:
             value = edit.apply(value, self.prompts, self.agenda.numbers)
-        self.value[stage] = value
-        self.scout.look(stage, value)
         return value
 
     def _name(self) -> None:
@@ -104,6 +109,26 @@ class BaseRun:
         for value in (*self.raw.values(), *self.value.values(), self.logits):
             kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
         return sum(kept.values())
+
+
+def kept_stages(model, happening: Iterable[Stage]) -> set[Stage]:
+    """The stages of a base run that a wave needs, where something happens at those."""
+    stages, cfg = set(happening), model.cfg
+    first = min((layer for layer, _ in stages), default=cfg.n_layers)
+    rotary = cfg.positional_embedding_type == "rotary"
+    for layer in range(max(first, 0), cfg.n_layers):
+        here = {name for at, name in stages if at == layer}
+        names = ["resid_pre", "v", *(("rot_q", "rot_k") if rotary else ("q", "k"))]
+        names += (*ATTENTION[:3], "z") if here.intersection(ATTENTION) else ()
+        if not cfg.attn_only and here.intersection((*HIDDEN, "mlp_out")):
+            names += ("attn_out",) if cfg.parallel_attn_mlp else ("resid_mid",)
+            names += HIDDEN if cfg.gated_mlp else ("mlp_pre", "mlp_post")
+        stages |= {(layer, name) for name in names}
+    if stages.intersection((-1, name) for name in TOP):
+        stages |= {(-1, name) for name in (TOP if cfg.positional_embedding_type == "standard" else TOP[:1])}
+    if cfg.positional_embedding_type == "shortformer":
+        stages.add((-1, "pos_embed"))
+    return stages
 
 
 def _hook_name(stage: Stage) -> str:

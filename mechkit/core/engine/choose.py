@@ -10,31 +10,20 @@ from mechkit.core.engine.general import General
 from mechkit.core.engine.lean import Lean
 from mechkit.core.engine.measured import Measured
 from mechkit.core.engine.memory import Budget
+from mechkit.core.engine.question import Question
 from mechkit.core.engine.trust import trusted
-from mechkit.core.interventions import Intervention
-from mechkit.core.metrics import Metric
-from mechkit.core.prompts import Prompts
 from mechkit.core.site import Site
 
 
-def measure(
-    model,
-    prompts: Prompts,
-    runs: Sequence[Sequence[Intervention]],
-    metrics: Sequence[Metric],
-    base: Sequence[Intervention],
-    read: Sequence[Site],
-    memory: int | None,
-) -> Measured:
+def measure(question: Question, memory: int | None) -> Measured:
     """The metrics of all runs, by the engines that suit them."""
-    device = next(model.parameters()).device
-    budget, prompts = Budget.of(memory, device), prompts.to(device)
-    shared = [*(edit.site for edit in base), *(site for site in read)]
-    lean = suits(model, shared) and trusted(model)
+    model, runs, device = question.model, question.runs, question.prompts.tokens.device
+    budget = Budget.of(memory, device)
+    lean = suits(model, [*(edit.site for edit in question.base), *question.read]) and trusted(model)
     easy = [i for i, run in enumerate(runs) if lean and suits_sites(model, [edit.site for edit in run])]
     hard = sorted(set(range(len(runs))) - set(easy))
     parts = [
-        (name, numbers, engine(model, prompts, [runs[i] for i in numbers], metrics, base, read, budget).measure())
+        (name, numbers, engine(question.of_runs(numbers), budget).measure())
         for name, numbers, engine in (("lean", easy, Lean), ("general", hard, General))
         if numbers or (not runs and name == ("lean" if lean else "general"))
     ]
@@ -45,7 +34,7 @@ def measure(
     found = [part for _, _, part in parts]
     return Measured(
         torch.cat([part.scores for part in found])[back],
-        {site: torch.cat([part.read[site] for part in found])[back] for site in read},
+        {site: torch.cat([part.read[site] for part in found])[back] for site in question.read},
         sum(part.passes for part in found),
         sum(part.n_rows for part in found),
         "+".join(name for name, _, _ in parts),

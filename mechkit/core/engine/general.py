@@ -15,10 +15,10 @@ from mechkit.core.engine.agenda import Agenda, Scout, Stage
 from mechkit.core.engine.fused import first_own_block, foreign
 from mechkit.core.engine.measured import Measured, refuse_nan
 from mechkit.core.engine.memory import Budget, halving, itemsize
+from mechkit.core.engine.question import Question
 from mechkit.core.engine.readout import Readout
-from mechkit.core.interventions import Hook, Intervention
+from mechkit.core.interventions import Hook
 from mechkit.core.loop import computes_results, head_outputs, hooked, merge, require_fired, require_one_shape
-from mechkit.core.metrics import Metric
 from mechkit.core.places import cut
 from mechkit.core.progress import progress
 from mechkit.core.prompts import Prompts, by_length
@@ -163,29 +163,24 @@ class Batch:
 
 
 class General:
-    """One sweep: `General(...).measure()`."""
+    """One sweep: `General(question, budget).measure()`."""
 
-    def __init__(
-        self,
-        model,
-        prompts: Prompts,
-        runs: Sequence[Sequence[Intervention]],
-        metrics: Sequence[Metric],
-        base: Sequence[Intervention],
-        read: Sequence[Site],
-        budget: Budget,
-    ) -> None:
-        self.runs, self.prompts, self.sites = runs, prompts, read
-        self.members = by_length(prompts)
-        self.batches = [
-            Batch(model, prompts[rows], Agenda(runs, base, read, prompts[rows], rows)) for rows in self.members
-        ]
+    def __init__(self, question: Question, budget: Budget) -> None:
+        self.runs, self.prompts = question.runs, question.prompts
+        self.members = by_length(self.prompts)
+        self.batches = [self._batch(question, rows) for rows in self.members]
         for batch, rows in zip(self.batches, self.members, strict=True):
             refuse_nan(batch.logits, rows)
-        self.readout = Readout(prompts, metrics, merge(prompts, self.members, [batch.logits for batch in self.batches]))
-        self.read = {site: self._of_base(site) for site in read}
+        logits = merge(self.prompts, self.members, [batch.logits for batch in self.batches])
+        self.readout = Readout(self.prompts, question.metrics, logits)
+        self.read = {site: self._of_base(site) for site in question.read}
         self.passes = len(self.batches)
-        self.size = self._runs_at_once(model, budget)
+        self.size = self._runs_at_once(question.model, budget)
+
+    def _batch(self, question: Question, rows: list[int]) -> Batch:
+        """The base run of the prompts of one length."""
+        some = self.prompts[rows]
+        return Batch(question.model, some, Agenda(question.runs, question.base, question.read, some, rows))
 
     def _runs_at_once(self, model, budget: Budget) -> int:
         if not all(batch.tile for batch in self.batches):

@@ -15,43 +15,38 @@ from mechkit.core.engine.front import Rows
 from mechkit.core.engine.fused import Fused
 from mechkit.core.engine.measured import Measured, refuse_nan
 from mechkit.core.engine.memory import Budget, Costs, chunks, fused_bytes, halving
+from mechkit.core.engine.question import Question
 from mechkit.core.engine.readout import Readout
 from mechkit.core.engine.wave import Wave
-from mechkit.core.interventions import Intervention
 from mechkit.core.loop import merge, require_one_shape
 from mechkit.core.metrics import Metric
 from mechkit.core.places import cut
 from mechkit.core.progress import progress
-from mechkit.core.prompts import Prompts, by_length
+from mechkit.core.prompts import by_length
 from mechkit.core.site import Site
 
 
 class Lean:
-    """One sweep: `Lean(...).measure()`."""
+    """One sweep: `Lean(question, budget).measure()`."""
 
-    def __init__(
-        self,
-        model,
-        prompts: Prompts,
-        runs: Sequence[Sequence[Intervention]],
-        metrics: Sequence[Metric],
-        base: Sequence[Intervention],
-        read: Sequence[Site],
-        budget: Budget,
-    ) -> None:
-        self.model, self.runs, self.prompts = model, runs, prompts
-        self.fused = Fused(model, max(prompts.lengths), budget.keeps_weights(model))
-        self.members = by_length(prompts)
-        self.bases = [
-            BaseRun(model, prompts[rows], Agenda(runs, base, read, prompts[rows], rows)) for rows in self.members
-        ]
-        self.readout = Readout(prompts, metrics, self._base_logits(metrics))
-        self.read = {site: self._of_base(site) for site in read}
+    def __init__(self, question: Question, budget: Budget) -> None:
+        self.model, self.runs, self.prompts = question.model, question.runs, question.prompts
+        self.fused = Fused(self.model, max(self.prompts.lengths), budget.keeps_weights(self.model))
+        self.members, self.causal = by_length(self.prompts), self.model.cfg.attention_dir == "causal"
+        self.bases = [self._base_run(question, rows) for rows in self.members]
+        self.readout = Readout(self.prompts, question.metrics, self._base_logits(question.metrics))
+        self.read = {site: self._of_base(site) for site in question.read}
         self.passes = 1
         stages = self.bases[0].agenda.stages
         happens = [any(name in names for _, name in stages) for names in (HIDDEN, ATTENTION, ("result",))]
-        self.costs = Costs.of(model, max(prompts.lengths), *happens)
+        self.costs = Costs.of(self.model, max(self.prompts.lengths), *happens)
         self.room = self._room(budget)
+
+    def _base_run(self, question: Question, rows: list[int]) -> BaseRun:
+        """The base run of the prompts of one length."""
+        some = self.prompts[rows]
+        agenda = Agenda(question.runs, question.base, question.read, some, rows)
+        return BaseRun(self.model, some, agenda, question.start)
 
     def _room(self, budget: Budget) -> int:
         """Bytes left for a wave beside what stays. Raises ValueError where a named limit leaves too little."""
@@ -69,7 +64,6 @@ class Lean:
 
     def _base_logits(self, metrics: Sequence[Metric]) -> Tensor:
         """The base run's logits, `[prompt, pos, vocab]`, or `[prompt, 1, vocab]` where no metric can read more."""
-        last = all(metric.reads == "last" for metric in metrics)
         last = all(metric.reads == "last" for metric in metrics)
         for rows, base in zip(self.members, self.bases, strict=True):
             refuse_nan(base.logits, rows)
@@ -109,12 +103,12 @@ class Lean:
                 yield from zip(done, values, strict=True)
 
     def _chunks(self, todo: list[int]) -> Iterator[list[int]]:
-        tokens, n_rows = [], []
-        for run in todo:
-            rows = [self.rows(group, [run]) for group in range(len(self.bases))]
-            tokens.append(sum(int((base.n_pos - r.start).sum()) for r, base in zip(rows, self.bases, strict=True)))
-            n_rows.append(sum(map(len, rows)))
-        for part in chunks(tokens, n_rows, self.costs, self.room // 2):
+        tokens, n_rows = np.zeros(len(self.runs), dtype=np.int64), np.zeros(len(self.runs), dtype=np.int64)
+        for base in self.bases:
+            live, start = base.scout.live, base.scout.start
+            tokens += (live * (base.n_pos - (start if self.causal else 0))).sum(1)
+            n_rows += live.sum(1)
+        for part in chunks(tokens[todo].tolist(), n_rows[todo].tolist(), self.costs, self.room // 2):
             yield [todo[number] for number in part]
 
     def rows(self, group: int, runs: Sequence[int]) -> Rows:
@@ -122,8 +116,7 @@ class Lean:
         scout, chosen = self.bases[group].scout, np.sort(np.asarray(runs, dtype=np.int64))
         number, prompt = np.nonzero(scout.live[chosen])
         run = chosen[number]
-        causal = self.model.cfg.attention_dir == "causal"
-        return Rows(run, prompt, scout.start[run, prompt] if causal else np.zeros_like(run))
+        return Rows(run, prompt, scout.start[run, prompt] if self.causal else np.zeros_like(run))
 
     def _scores(self, runs: list[int]) -> Tensor:
         """Metrics of some runs that fit into memory together, `[run, prompt, metric]`."""

@@ -14,6 +14,7 @@ from mechkit.core.engine.agenda import BLOCK, lean_site
 from mechkit.core.engine.general import General
 from mechkit.core.engine.lean import Lean
 from mechkit.core.engine.memory import Budget
+from mechkit.core.engine.question import Question
 from mechkit.core.interventions import Intervention, Scale
 from mechkit.core.metrics import Metric
 from mechkit.core.prompts import Prompts
@@ -48,7 +49,7 @@ def _error(model) -> float:
     for engine in (Lean, General):
         seen: list[Tensor] = []
         metric = Metric("logits", "logits", "all", lambda logits, prompts, seen=seen: _keep(logits, seen))
-        engine(model, Prompts.from_tokens(tokens), runs, [metric], [], [], Budget.of(None, device)).measure()
+        engine(Question(model, Prompts.from_tokens(tokens), runs, [metric]), Budget.of(None, device)).measure()
         sides.append(torch.stack(seen).double())
     if sides[0].shape != sides[1].shape:
         return float("inf")

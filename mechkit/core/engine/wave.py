@@ -137,9 +137,12 @@ class Wave:
             self.agenda.apply(self.agenda.base[stage], values, self.rows.prompt[rows])
         own = self.agenda.edits.get(stage, {})
         runs = self.rows.run[rows]
+        left = self.agenda.put(stage, values, runs, self.rows.prompt[rows])
+        if not left.any():
+            return
         ends = [0, *(np.flatnonzero(np.diff(runs)) + 1).tolist(), len(rows)]
         for a, b in pairwise(ends):
-            if edits := own.get(int(runs[a])):
+            if left[a] and (edits := own.get(int(runs[a]))):
                 self.agenda.apply(edits, values[a:b], self.rows.prompt[rows[a:b]])
 
     def _edit_joined(self, stage: Stage, changing: np.ndarray, tensors: list, bases: list) -> list[Tensor]:
