@@ -60,7 +60,7 @@ def _load_layer(path: Path, layer: int, model) -> Transcoder:
     cfg, tensors = read_saelens(path)
     metadata = cfg.get("metadata") or {}
     _check_hooks(path, layer, metadata, model)
-    _check_origin(path, metadata, model)
+    check_origin(path, metadata, model)
     for key in ("d_in", "d_out"):
         if cfg[key] != model.cfg.d_model:
             raise ValueError(f"'{path}' has {key} {cfg[key]}; this model has d_model {model.cfg.d_model}")
@@ -81,7 +81,7 @@ def read_saelens(path: Path) -> tuple[dict[str, Any], dict[str, Float[Tensor, ".
     """
     cfg = _read_config(path)
     try:
-        tensors = load_file(_existing(path, WEIGHTS))
+        tensors = load_file(existing(path, WEIGHTS))
     except (SafetensorError, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
@@ -94,7 +94,7 @@ def read_saelens(path: Path) -> tuple[dict[str, Any], dict[str, Float[Tensor, ".
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    file = _existing(path, CONFIG)
+    file = existing(path, CONFIG)
     try:
         cfg = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -131,7 +131,8 @@ def _check_hooks(path: Path, layer: int, metadata: dict[str, Any], model) -> Non
             raise ValueError(f"'{path}' has {key} {hook!r}, which is not of layer {layer}")
 
 
-def _check_origin(path: Path, metadata: dict[str, Any], model) -> None:
+def check_origin(path: Path, metadata: dict[str, Any], model) -> None:
+    """Raise ValueError where a dictionary's metadata name another weight processing, or other weights."""
     from mechkit.zoo.folder import origin_of, processing_of
 
     trained, has = metadata.get("processing"), processing_of(model)
@@ -145,11 +146,12 @@ def _check_origin(path: Path, metadata: dict[str, Any], model) -> None:
     if trained is not None and has is not None and trained != has:
         raise ValueError(
             f"'{path}' was trained on weights with sha256 {trained[:12]}, this model's are {has[:12]}; "
-            "use the transcoders of these weights, or train them again"
+            "use the dictionaries of these weights, or train them again"
         )
 
 
-def _existing(path: Path, name: str) -> Path:
+def existing(path: Path, name: str) -> Path:
+    """The file of that name in a dictionary's folder. Raises FileNotFoundError where it is not there."""
     if not (path / name).is_file():
-        raise FileNotFoundError(f"no {name} in '{path}'; a transcoder is {CONFIG} and {WEIGHTS}")
+        raise FileNotFoundError(f"no {name} in '{path}'; a dictionary is {CONFIG} and {WEIGHTS}")
     return path / name
