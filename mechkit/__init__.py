@@ -30,7 +30,8 @@ _HOMES = {
     "patching.attribution": ("attribute",),
     "patching.paths": ("path_patch",),
     "superposition.measure": ("measure_superposition",),
-    "superposition.model": ("measure_model",),
+    "superposition.measured": ("Superposition",),
+    "superposition.model": ("ModelSuperposition", "measure_model"),
     "zoo.loading": ("load",),
 }
 
