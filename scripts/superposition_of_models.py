@@ -29,7 +29,7 @@ def main(
     model: Annotated[list[str] | None, typer.Option(help="Bundled, a folder, or on the Hub; again.")] = None,
     sae: Annotated[list[Path] | None, typer.Option(help="Folder of SAELens dictionaries of the one model.")] = None,
     control: Annotated[bool, typer.Option("--control", help="Also the same shapes with random weights.")] = False,
-    draws: Annotated[int, typer.Option(min=39, help="Draws of each null.")] = 99,
+    draws: Annotated[int, typer.Option(min=40, help="Draws of each null.")] = 99,
     sample: Annotated[int, typer.Option(min=2, help="Features compared with the nulls, at random.")] = 1024,
     seed: Annotated[int, typer.Option(help="Of the nulls, the samples and the control.")] = 0,
     device: Annotated[str | None, typer.Option(help="Where to run: cpu, cuda, mps.")] = None,
@@ -46,7 +46,7 @@ def main(
         options: dict[str, Any] = {"draws": draws, "sample": sample, "seed": seed}
         write(mk.measure_model(loaded, dictionaries_of(loaded, sae), **options), out, Path(name).name)
         if control:
-            write(mk.measure_model(randomised(loaded, seed), **options), out, f"{Path(name).name}_random")
+            write(mk.measure_model(randomised(loaded, name, seed), **options), out, f"{Path(name).name}_random")
 
 
 def dictionaries_of(model: Any, folders: list[Path] | None) -> list[Any]:
@@ -56,14 +56,14 @@ def dictionaries_of(model: Any, folders: list[Path] | None) -> list[Any]:
     return list(transcoders_for(model) or [])
 
 
-def randomised(model: Any, seed: int) -> Any:
+def randomised(model: Any, name: str, seed: int) -> Any:
     """A copy whose matrices hold independent Gaussian numbers of the same size."""
     copy, generator = deepcopy(model), torch.Generator().manual_seed(seed)
     for parameter in copy.parameters():
         if parameter.ndim > 1:
             noise = torch.randn(parameter.shape, generator=generator) * float(parameter.detach().float().std())
             parameter.data = noise.to(parameter)
-    copy.cfg.model_name = f"{model.cfg.model_name}, random weights"
+    copy.cfg.model_name = f"{Path(name).name}, random weights"
     return copy
 
 

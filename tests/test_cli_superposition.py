@@ -17,7 +17,7 @@ from mechkit.viz.superposition_png import superposition_png
 ROOT = Path(__file__).parents[1]
 FILES = ["superposition.parquet", "superposition.png"]
 TRANSCODERS = ROOT / "mechkit/zoo/addition/transcoders/layer_1"
-FAST = ["--draws", "39", "--sample", "64"]
+FAST = ["--draws", "40", "--sample", "64"]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_it_writes_the_table_and_a_picture(measured, addition):
 def test_json_output_is_one_object_with_every_matrix(tmp_path, capsys):
     assert run(["superposition", "measure", "--json", "--seed", "3", *FAST, "--out", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["model"], found["seed"], found["draws"]) == ("addition", 3, 39)
+    assert (found["model"], found["seed"], found["draws"]) == ("addition", 3, 40)
     assert found["wrote"] == [str(tmp_path / name) for name in FILES]
     by_name = {(row["site"], row["matrix"]): row for row in found["matrices"]}
     assert by_name["embed", "W_E"]["n_features"] == 209
@@ -89,7 +89,7 @@ def test_what_the_user_can_mend_is_one_line_and_status_two(arguments, named, tmp
 def test_the_figure_script_measures_models_and_their_random_control(tmp_path, capsys):
     script = runpy.run_path(str(ROOT / "scripts" / "superposition_of_models.py"))
     script["main"](
-        model=["addition"], sae=None, control=True, draws=39, sample=64, seed=0, device=None, out=tmp_path
+        model=["addition"], sae=None, control=True, draws=40, sample=64, seed=0, device=None, out=tmp_path
     )  # fmt: skip
     names = ("superposition_addition", "superposition_addition_random")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(

@@ -4,8 +4,10 @@ Overlap in the weights costs nothing while the features that overlap are never a
 `activations[sample, feature]` (0 is off) with the directions `W[feature, hidden]` that they are written in, and says
 how sparse they are, how much of the overlap is felt, and how loud it is beside the signal.
 
->>> seen = measure_activity(W, sae.encode(x))
->>> seen.lift                                  # below 1: features that overlap avoid each other
+>>> first = transcoders[0]
+>>> seen = measure_activity(first.W_dec, first.activations(x))
+>>> seen.n_samples, seen.n_active > 128 > seen.l0         # more features than dimensions, few at a time
+(200, True)
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
 """How far two dictionaries hold the same features.
 
->>> mean_max_cosine(W, W), recovered(W, W)
-(1.0, 1.0)
+>>> first, second = transcoders
+>>> recovered(first.W_dec, first.W_dec), recovered(first.W_dec, second.W_dec)
+(1.0, 0.0)
 """
 
 import torch

@@ -1,8 +1,9 @@
 """`measure_superposition`: how n features share m dimensions, beside what chance would give.
 
->>> report = measure_superposition(model.W_E)
->>> print(report)                                # the numbers, and what may be concluded from them
->>> report.frame().sort_values("dimensionality")
+>>> report = measure_superposition(model.W_E, draws=19)   # print(report): the numbers, and what may be concluded
+>>> print(report.conclusions()[0])
+209 features in 128 dimensions: no arrangement keeps the largest |cos| below 0.06, here it is 0.61; they fill 47.8
+dimensions, 4.38 features in each.
 """
 
 import math

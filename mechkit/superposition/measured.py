@@ -1,9 +1,10 @@
 """What was measured of one set of features, with words for it.
 
->>> report = measure_superposition(W)
->>> report.dimensionality, report.interference, report.max_cosine, report.welch_bound
->>> report.tests["same covariance"].frame()
->>> report.nearest(12, k=5)                          # the features that overlap most with feature 12
+>>> report = measure_superposition(model.W_E, draws=19)
+>>> report.dimensionality.shape, report.interference.shape
+(torch.Size([209]), torch.Size([209, 209]))
+>>> table = report.tests["same covariance"].frame()      # observed, what chance gives, p, by statistic
+>>> near = report.nearest(12, k=5)                       # the features that overlap most with feature 12
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,8 @@
 """`measure_model`: the measures of superposition over every matrix of a model, a labelled row each.
 
->>> found = measure_model(mk.load("addition"))
->>> print(found)                                  # the layers' matrices, and what may be concluded
->>> found.measure("features_per_dimension").top(3)
+>>> found = measure_model(model, draws=1, sample=50)     # print(found): its matrices, and what may be concluded
+>>> found.layers.measure("features_per_dimension").top(1).sites
+[Site('L0.q')]
 """
 
 import io
@@ -28,6 +28,7 @@ from mechkit.superposition.measured import Superposition
 from mechkit.superposition.measures import effective_rank, participation_ratio, stable_rank
 from mechkit.superposition.nulls import NULLS, NullTest
 from mechkit.superposition.weights import CIRCUITS, Weights, circuits, left_out, weights_of
+from mechkit.zoo.folder import origin_of
 
 COMPARED = {"mean_square": "mean cos^2", "nearest": "mean largest |cos|", "max": "max |cos|"}
 """Statistics whose ratio to the median of each null, and p, are columns: `random_nearest`, `random_nearest_p`."""
@@ -139,7 +140,13 @@ def measure_model(
         found += [head for layer, block in enumerate(model.blocks) for head in _by_head(block, layer)]
     rows = pd.concat([site_rows([site for site, _ in found]), pd.DataFrame([row for _, row in found])], axis=1)
     rows = rows.astype(dict.fromkeys(COUNTS, "Int64"))
-    return ModelSuperposition(rows, {"model": model.cfg.model_name, **options, "left_out": left_out(model)})
+    return ModelSuperposition(rows, {"model": _called(model), **options, "left_out": left_out(model)})
+
+
+def _called(model) -> str:
+    """What the model calls itself, or where it came from."""
+    origin, name = origin_of(model), model.cfg.model_name
+    return name if origin is None or name != "custom" else origin.name
 
 
 def _how_many(model) -> int:
