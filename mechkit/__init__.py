@@ -24,6 +24,8 @@ _HOMES = {
     "core.result": ("Grid", "Result"),
     "core.site": ("Edge", "Site"),
     "core.sweep": ("Activations", "Sweep", "activations", "sweep"),
+    "features.index": ("FeatureIndex",),
+    "features.scanning": ("scan",),
     "graphs.graph": ("AttributionGraph",),
     "graphs.trace": ("trace",),
     "patching.activation": ("patch",),

@@ -1,0 +1,207 @@
+"""Questions that run the model: the features of a prompt, and those that tell two sets of texts apart.
+
+The model is the one given when the index was opened, else loaded by the name in its manifest; either way its weights
+must hash to those that were scanned. The SAE is the copy in the index.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechkit.core.progress import progress
+from mechkit.features.corpus import bos_of
+from mechkit.features.files import SAES
+from mechkit.features.provenance import refuse, weights_hash
+from mechkit.features.ranked import Ranked
+from mechkit.features.reading import device_of, encoded, own_part, padded, values_at
+
+if TYPE_CHECKING:
+    from mechkit.features.index import FeatureIndex
+
+AT_ONCE = 32
+"""Texts of a forward pass."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Lookup(Ranked):
+    """The features of a prompt's tokens, most active first."""
+
+    tokens: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Per token: `pos`, `token`, `n_features` that fire, and `error`, the length of what the SAE misses over the length
+    of what it rebuilds; `counted` is whether the scan counted such tokens."""
+
+    def at(self, pos: int) -> Ranked:
+        """The features of one token; -1 is the last. Raises ValueError for a place the prompt lacks."""
+        if not -len(self.tokens) <= pos < len(self.tokens):
+            raise ValueError(f"no token {pos}; the prompt has {len(self.tokens)} tokens")
+        own = self.rows.loc[self.rows["pos"] == pos % len(self.tokens)]
+        return Ranked(own.reset_index(drop=True), self.unit, {**self.meta, "pos": pos})
+
+
+@torch.no_grad()
+def lookup(index: "FeatureIndex", prompt: Any, n: int | None = None) -> Lookup:
+    """The features that fire on each token of `prompt` (text or token ids), most active first.
+
+    Columns: `pos`, `token`, `feature`, `activation`, and `share`, the part of the features' written sum that this one
+    accounts for (its projection on the sum; shares of a token sum to 1). `n` keeps the first `n` of each token.
+
+    Unit: the SAE's activations. Cost: one forward pass as far as the SAE's hook.
+    Raises ValueError where the model at hand is not the one that was scanned, and for an empty or too long prompt.
+    """
+    model, sae = model_of(index), sae_of(index)
+    ids = tokens_of(index, model, prompt)
+    if len(ids) == 0 or len(ids) > model.cfg.n_ctx:
+        raise ValueError(f"the prompt has {len(ids)} tokens; this model reads 1 to {model.cfg.n_ctx}")
+    tokens, real = padded([ids], device_of(model))
+    hook, out = index.hook, sae.cfg.metadata.hook_name_out or index.hook
+    values = values_at(model, tokens, [hook, out])
+    active = encoded(sae, values[hook], real)
+    words = [index.text.word(token) for token in ids]
+    pos, feature = active.nonzero(as_tuple=True)
+    written = active.float() @ sae.W_dec.float()
+    share = _shares(active.float(), written, sae.W_dec.float(), pos, feature)
+    rows = pd.DataFrame(
+        {"pos": pos.cpu(), "token": [words[i] for i in pos.tolist()], "feature": feature.cpu(),
+         "activation": active[pos, feature].float().cpu(), "share": share.cpu()}
+    )  # fmt: skip
+    order = np.lexsort((rows["feature"], rows["pos"], -rows["activation"].abs()))
+    rows = rows.iloc[order].reset_index(drop=True)
+    if n is not None:
+        rows = rows.groupby("pos", sort=False).head(n).reset_index(drop=True)
+    target = own_part(sae, values[out]).flatten(2)[0].float()
+    error = (sae(own_part(sae, values[hook])).flatten(2)[0].float() - target).norm(dim=1) / target.norm(dim=1)
+    ignored = set(index.manifest["settings"]["ignore"])
+    of_tokens = {"pos": range(len(ids)), "token": words, "n_features": (active != 0).sum(1).cpu(), "error": error.cpu()}
+    table = pd.DataFrame(of_tokens).assign(counted=[token not in ignored for token in ids])
+    return Lookup(rows, "activation", {"prompt": "".join(words)}, table)
+
+
+def _shares(active: Tensor, written: Tensor, W_dec: Tensor, pos: Tensor, feature: Tensor) -> Float[Tensor, "firing"]:
+    along = (W_dec[feature] * written[pos]).sum(1)
+    return active[pos, feature] * along / written.square().sum(1)[pos]
+
+
+@torch.no_grad()
+def contrast(
+    index: "FeatureIndex", texts_a: Sequence[Any], texts_b: Sequence[Any], *, by: str = "mean", n: int | None = None
+) -> Ranked:
+    """The features that tell two sets of texts apart, greatest effect first.
+
+    A feature's value on a text is its mean strength over the text's tokens (`by="max"`: the greatest). `effect` is the
+    chance that it is greater on a text of a than on one of b, less the reverse (Cliff's delta, -1 to 1; ties count for
+    neither). `p` is the Mann-Whitney test's, two-sided, by the normal approximation with ties; it is coarse under about
+    eight texts a side. `q` is Benjamini and Hochberg's correction over the features that fire on any of the texts.
+    Further columns: `mean_a`, `mean_b`, and `fires_a`, `fires_b`, the share of texts on which it fires.
+
+    Unit: effect. Cost: one forward pass of every text as far as the SAE's hook.
+    Raises ValueError for fewer than two texts a side, an empty or too long one, and for another model than the scanned.
+    """
+    if by not in ("mean", "max"):
+        raise ValueError(f"by is mean or max, not {by!r}")
+    if isinstance(texts_a, str) or isinstance(texts_b, str) or min(len(texts_a), len(texts_b)) < 2:
+        raise ValueError("contrast compares two lists of at least two texts each")
+    values = np.concatenate([_by_text(index, texts, by) for texts in (texts_a, texts_b)])
+    tested = np.flatnonzero(values.any(0))
+    values, n_a, n_b = values[:, tested], len(texts_a), len(texts_b)
+    effect, p = mann_whitney(values, n_a)
+    rows = pd.DataFrame(
+        {"feature": tested, "effect": effect, "p": p, "q": adjusted(p),
+         "mean_a": values[:n_a].mean(0), "mean_b": values[n_a:].mean(0),
+         "fires_a": (values[:n_a] > 0).mean(0), "fires_b": (values[n_a:] > 0).mean(0)}
+    )  # fmt: skip
+    order = np.lexsort((tested, p, -np.abs(effect)))
+    rows = rows.iloc[order[:n]].reset_index(drop=True)
+    return Ranked(rows, "Cliff's delta", {"n_a": n_a, "n_b": n_b, "by": by, "n_tested": len(tested)})
+
+
+def mann_whitney(values: np.ndarray, n_a: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cliff's delta and two-sided p of each column, between its first `n_a` rows and the others.
+
+    The variance is that of the rank sum over all permutations, which takes ties into account.
+    """
+    n, n_b = len(values), len(values) - n_a
+    ranks = pd.DataFrame(values).rank().to_numpy()
+    excess = ranks[:n_a].sum(0) - n_a * (n + 1) / 2
+    variance = n_a * n_b / (n * (n - 1)) * np.square(ranks - (n + 1) / 2).sum(0)
+    z = np.divide(np.abs(excess), np.sqrt(variance), np.zeros_like(excess), where=variance > 0)
+    return 2 * excess / (n_a * n_b), torch.special.erfc(torch.from_numpy(z) / 2**0.5).numpy()
+
+
+def adjusted(p: np.ndarray) -> np.ndarray:
+    """Benjamini and Hochberg's q of each p: the least false discovery rate at which it would be called."""
+    order = np.argsort(p)
+    scaled = p[order] * len(p) / np.arange(1, len(p) + 1)
+    found = np.empty_like(p)
+    found[order] = np.minimum(1, np.minimum.accumulate(scaled[::-1])[::-1])
+    return found
+
+
+def _by_text(index: "FeatureIndex", texts: Sequence[Any], by: str) -> np.ndarray:
+    """`[text, feature]`: mean or greatest strength over the tokens that count."""
+    model, sae = model_of(index), sae_of(index)
+    ids = [tokens_of(index, model, text) for text in texts]
+    odd = next((i for i, one in enumerate(ids) if not 0 < len(one) <= model.cfg.n_ctx), None)
+    if odd is not None:
+        raise ValueError(f"text {odd} has {len(ids[odd])} tokens; this model reads 1 to {model.cfg.n_ctx}")
+    ignored = set(index.manifest["settings"]["ignore"])
+    found = np.zeros((len(ids), index.n_features))
+    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    groups = [order[i : i + AT_ONCE] for i in range(0, len(order), AT_ONCE)]
+    if model.cfg.attention_dir != "causal":
+        groups = [[i] for i in order]
+    for group in progress(groups, "reading texts"):
+        tokens, real = padded([ids[i] for i in group], device_of(model))
+        values = values_at(model, tokens, [index.hook])
+        strengths = encoded(sae, values[index.hook], real).abs().double().split([len(ids[i]) for i in group])
+        for i, strength in zip(group, strengths, strict=True):
+            counted = strength[torch.tensor([token not in ignored for token in ids[i]], device=strength.device)]
+            if len(counted):
+                found[i] = (counted.mean(0) if by == "mean" else counted.amax(0)).cpu().numpy()
+    return found
+
+
+def model_of(index: "FeatureIndex") -> Any:
+    """The index's model: the one it was opened with, else loaded by name; checked once to be the one scanned.
+
+    Raises ValueError where its weights are others.
+    """
+    kept = index.manifest["model"]
+    if index._model is None:
+        from mechkit.zoo.loading import load
+
+        index._model = load(kept["name"], processing=kept["processing"], dtype=getattr(torch, kept["dtype"]))
+    known = vars(index).setdefault("_known_models", set())
+    if id(index._model) not in known:
+        refuse(index.folder, {"model.sha256": kept["sha256"]}, {"model.sha256": weights_hash(index._model)})
+        known.add(id(index._model))
+    return index._model
+
+
+def sae_of(index: "FeatureIndex") -> Any:
+    """The copy of the SAE in the index, on the model's device."""
+    from sae_lens import SAE
+
+    kept = vars(index)
+    if "_loaded_sae" not in kept:
+        home = index.folder / SAES / index.sae / "sae"
+        kept["_loaded_sae"] = SAE.load_from_disk(home, device=str(device_of(model_of(index)))).eval()
+    return kept["_loaded_sae"]
+
+
+def tokens_of(index: "FeatureIndex", model: Any, prompt: Any) -> list[int]:
+    """Token ids of text as the scan read it, or of ids as they are. Raises ValueError for empty text."""
+    if not isinstance(prompt, str):
+        ids = prompt.tolist() if hasattr(prompt, "tolist") else list(prompt)
+        return [int(token) for token in (ids[0] if ids and isinstance(ids[0], list) else ids)]
+    if model.tokenizer is None:
+        raise ValueError(f"the model has no tokenizer to read {prompt[:60]!r} with; give token ids instead")
+    if not prompt.strip():
+        raise ValueError("the prompt is empty; every prompt needs at least one token")
+    ids = model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    return [bos_of(model), *ids] if index.manifest["settings"]["bos"] else list(ids)

@@ -1,0 +1,291 @@
+"""`scan`: one pass of a model over a corpus, for all features of one or several SAEs.
+
+The corpus is tokenised to disk, then read in stretches. Each stretch is written as a part (`parts`), and the parts are
+put together at the end (`merging`). Killed at any moment and called again, a scan goes on where it stopped and gives
+the index that an undisturbed one gives, bit for bit.
+
+>>> index = scan(model, sae, "stories.txt", "features")
+>>> index.examples(12)
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from mechkit.core.files import write_atomic
+from mechkit.core.progress import progress
+from mechkit.features import parts
+from mechkit.features.corpus import Rows, has_rows, tokenise
+from mechkit.features.provenance import made_by, refuse
+from mechkit.features.reading import AT_ONCE, device_of, encoded, named_saes, padded, require_fit, values_at
+from mechkit.features.selection import MASK, Chunk, Selection, position_hash
+from mechkit.features.settings import Settings, settings_for
+from mechkit.features.sizes import require_room
+from mechkit.features.sources import Documents, documents
+
+PLAN, MANIFEST, LOCK = "plan.json", "manifest.json", ".lock"
+
+
+def scan(
+    model,
+    saes: Any,
+    corpus: Any,
+    out: str | Path,
+    *,
+    keep: str = "examples",
+    column: str | None = None,
+    context: int | None = None,
+    bos: bool | None = None,
+    ignore: Sequence[int] | None = None,
+    top: int = 20,
+    sample: int = 64,
+    window: tuple[int, int] = (16, 8),
+    cofiring: int = 200_000,
+    batch: int = 4096,
+    shard: int = 1 << 17,
+):
+    """The `FeatureIndex` of `saes` (one, a list, or a mapping of names) on `corpus`, written into the folder `out`.
+
+    `corpus` is what `documents` reads: paths of text, JSONL and Parquet, a dataset, texts, or token ids `[row, pos]`.
+    A document longer than `context` goes on in the next row; empty, unreadable and invalid ones are passed over and
+    counted. `context`, `bos` (each row of text begins with one) and `ignore` (token ids on which nothing is counted)
+    are those that the SAEs were trained with unless given. `keep="all"` stores every activation besides the examples.
+
+    Per feature: firings, a histogram of strengths, the `top` strongest rows, `sample` firings drawn alike from all,
+    each with `window` tokens before and after, and the features it fires with, on about `cofiring` tokens.
+
+    Unit: the SAE's activations. Cost: one forward pass of the corpus as far as the SAEs' last hook, and one encoding
+    per SAE; memory for `batch` tokens. Called again on a folder that holds part of it, goes on; on a whole one, opens
+    it.
+    Raises ValueError for SAEs that do not fit, a corpus with nothing to read, a folder made by something else, too
+    little room on the disk, and a folder that another scan is writing.
+    """
+    saes, out = named_saes(saes), Path(out)
+    require_fit(model, saes)
+    more = {"keep": keep, "top": top, "sample": sample, "window": window, "cofiring": cofiring}
+    settings = settings_for(model, saes, context, bos, ignore, **more, batch=batch, shard=shard)
+    from mechkit.features.index import FeatureIndex
+    from mechkit.features.merging import merge
+
+    with locked(out):
+        rows = _begun(model, saes, documents(corpus, column), out, settings)
+        if not (out / MANIFEST).is_file():
+            with torch.no_grad():
+                _scan_stretches(model, saes, rows, out, settings)
+                merge(model, saes, rows, out, settings)
+        shutil.rmtree(out / parts.FOLDER, ignore_errors=True)
+    return FeatureIndex.open(out, model=model)
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the system lets go of when a process ends. Raises ValueError where it is held."""
+    from filelock import FileLock, Timeout
+
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"cannot scan into '{out}': it is a file; name a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / LOCK, timeout=0):
+            yield
+    except Timeout as error:
+        raise ValueError(f"another scan is writing '{out}'; wait for it, or name another folder") from error
+
+
+def _begun(model, saes: Mapping[str, Any], found: Documents, out: Path, settings: Settings) -> Rows:
+    """The tokenised corpus of a scan that is new or goes on. Raises ValueError where something else began it."""
+    made = made_by(model, saes, settings.as_dict())
+    if (out / PLAN).is_file():
+        refuse(out, json.loads((out / PLAN).read_text()), made)
+    elif any(path.name != LOCK for path in out.iterdir()):
+        raise ValueError(f"'{out}' holds other files; scan into a new folder")
+    if has_rows(out):
+        for _ in found:
+            pass
+        rows = Rows.open(out)
+        refuse(out, {"corpus": rows.about["sha256"]}, {"corpus": found.sha256})
+    else:
+        (out / parts.FOLDER).mkdir(exist_ok=True)
+        write_atomic(out / PLAN, json.dumps(made, indent=1) + "\n")
+        rows = tokenise(model, found, out, settings.context, settings.bos)
+    return rows
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of the corpus for one forward pass."""
+
+    rows: Sequence[int]
+    """Their numbers."""
+    progress_size: int
+    """How many tokens they have."""
+
+
+def stretches(rows: Rows, size: int) -> list[range]:
+    """The rows of each stretch: those that begin in the same `size` tokens."""
+    number = rows.starts[:-1] // size
+    edges = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), rows.n_rows]
+    return [range(first, last) for first, last in pairwise(edges)]
+
+
+def batches(rows: Rows, stretch: range, size: int, alike: bool) -> list[Batch]:
+    """The rows of a stretch, longest first, as many together as fill `size` tokens with their padding.
+
+    With `alike` only rows of one length are put together.
+    """
+    lengths = np.diff(rows.starts[stretch.start : stretch.stop + 1])
+    found: list[list[int]] = []
+    width = 0
+    for i in np.argsort(-lengths, kind="stable").tolist():
+        if found and (len(found[-1]) + 1) * width <= size and not (alike and lengths[i] != width):
+            found[-1].append(stretch.start + i)
+        else:
+            found.append([stretch.start + i])
+            width = int(lengths[i])
+    return [Batch(group, int(lengths[np.array(group) - stretch.start].sum())) for group in found]
+
+
+def _scan_stretches(model, saes: Mapping[str, Any], rows: Rows, out: Path, settings: Settings) -> None:
+    whole = stretches(rows, settings.shard)
+    (out / parts.FOLDER).mkdir(exist_ok=True)
+    done = parts.find_parts(out)
+    left = [number for number in range(len(whole)) if number not in done]
+    state = Scan(model, saes, rows, settings)
+    n_left = sum(int(rows.starts[whole[i].stop] - rows.starts[whole[i].start]) for i in left)
+    if left:
+        require_room(out, Scan(model, saes, rows, settings).sizes(whole[left[0]]), n_left, rows.n_tokens)
+
+    def todo() -> Iterator[Batch]:
+        for number in left:
+            state.begin()
+            yield from state.batches(whole[number])
+            parts.write_part(out, number, state.part(whole[number]))
+
+    for group in progress(todo(), "scanning, tokens", n_left):
+        state.add(group)
+
+
+class Scan:
+    """One model and its SAEs at work on the rows of a corpus."""
+
+    def __init__(self, model, saes: Mapping[str, Any], rows: Rows, settings: Settings) -> None:
+        self.model, self.saes, self.rows, self.settings = model, saes, rows, settings
+        self.device = device_of(model)
+        self.hooks = {name: sae.cfg.metadata.hook_name for name, sae in saes.items()}
+        kept = settings.top, settings.sample, settings.window
+        self.selections = {name: Selection(sae.cfg.d_sae, *kept, self.device) for name, sae in saes.items()}
+        self.ignore = torch.tensor(settings.ignore, dtype=torch.long, device=self.device)
+        self.alike = model.cfg.attention_dir != "causal"
+        self.below = min(1.0, settings.cofiring / rows.n_tokens) * (MASK + 1)
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a stretch."""
+        for selection in self.selections.values():
+            selection.clear()
+        self._together = {name: [] for name in self.saes}
+        self._all = {name: [] for name in self.saes}
+        self._n_drawn = 0
+
+    def batches(self, stretch: range) -> list[Batch]:
+        """The forward passes of a stretch."""
+        return batches(self.rows, stretch, self.settings.batch, self.alike)
+
+    def add(self, group: Batch) -> None:
+        """Run the model on some rows, and take in what every SAE makes of them."""
+        starts = self.rows.starts
+        ids = [self.rows.tokens[starts[row] : starts[row + 1]].astype(np.int64) for row in group.rows]
+        tokens, real = padded(ids, self.device)
+        values = values_at(self.model, tokens, self.hooks.values())
+        for name, sae in self.saes.items():
+            step = max(1, AT_ONCE // (sae.cfg.d_sae * tokens.shape[1]))
+            for i in range(0, len(group.rows), step):
+                few = slice(i, i + step)
+                active = encoded(sae, values[self.hooks[name]][few], real[few])
+                self._take(name, active, tokens[few], real[few], torch.tensor(group.rows[few], device=self.device))
+
+    def _take(
+        self,
+        name: str,
+        active: Tensor,
+        tokens: Int[Tensor, "row pos"],
+        real: Bool[Tensor, "row pos"],
+        rows: Int[Tensor, "row"],
+    ) -> None:
+        line, within = real.nonzero(as_tuple=True)
+        starts = torch.from_numpy(self.rows.starts[rows.cpu().numpy()]).to(self.device)
+        position = starts[line] + within
+        counted = ~torch.isin(tokens[real], self.ignore) if len(self.ignore) else None
+        chunk = Chunk(active, position, rows[line], within, real.sum(1)[line], counted)
+        token, feature, value = self.selections[name].add(chunk)
+        drawn = position_hash(position) < self.below
+        if name == next(iter(self.saes)):
+            self._n_drawn += int((drawn if counted is None else drawn & counted).sum())
+        own = drawn[token]
+        self._together[name].append((position[token[own]], feature[own]))
+        if self.settings.keep == "all":
+            self._all[name].append((position[token], feature, value))
+
+    def part(self, stretch: range) -> dict[str, Tensor]:
+        """What the stretch gave, for every SAE. Raises ValueError where activations are not finite."""
+        found: dict[str, Tensor] = {}
+        for number, (name, selection) in enumerate(self.selections.items()):
+            if not selection.total.isfinite().all():
+                raise ValueError(f"activations of '{name}' are not finite at {self.hooks[name]}; use a wider dtype")
+            own = {
+                "histogram": selection.histogram.int(),
+                "total": selection.total,
+                "n_tokens": torch.tensor([selection.n_tokens, self._n_drawn]),
+            }
+            for kind, best in (("top", selection.top), ("sample", selection.sample)):
+                firings = best.kept()
+                firings = firings[(firings.row >= stretch.start) & (firings.row < stretch.stop)]
+                own |= {f"{kind}.{field}": value for field, value in vars(firings).items()}
+            own |= dict(zip(("together.n", "together.feature"), self._by_token(name), strict=True))
+            if self.settings.keep == "all":
+                own |= self._everything(name, stretch)
+            found |= {f"{number}.{key}": value for key, value in own.items()}
+        return found
+
+    def _by_token(self, name: str) -> tuple[Tensor, Tensor]:
+        """How many features fire on each token drawn for co-firing, and which, token after token."""
+        position, feature = (torch.cat(one) for one in zip(*self._together[name], strict=True))
+        order = position.argsort(stable=True)
+        return torch.unique_consecutive(position[order], return_counts=True)[1].int(), feature[order].int()
+
+    def _everything(self, name: str, stretch: range) -> dict[str, Tensor]:
+        """Every firing of the stretch, in the corpus's order."""
+        position, feature, value = (torch.cat(one) for one in zip(*self._all[name], strict=True))
+        order = position.argsort(stable=True)
+        first, last = int(self.rows.starts[stretch.start]), int(self.rows.starts[stretch.stop])
+        n = torch.bincount(position - first, minlength=last - first)
+        return {"all.n": n.int(), "all.feature": feature[order].int(), "all.value": value[order]}
+
+    def sizes(self, stretch: range) -> dict[str, int]:
+        """Numbers that decide how much room an index takes; firings per token, where all are kept, by a first batch."""
+        s, n_firings, n_tokens = self.settings, 0, 1
+        if s.keep == "all":
+            group = self.batches(stretch)[0]
+            self.add(group)
+            n_firings = sum(int(selection.histogram.sum()) for selection in self.selections.values())
+            n_tokens = group.progress_size
+        d_out = {name: sae.W_dec.shape[1] for name, sae in self.saes.items()}
+        features = [sae.cfg.d_sae for sae in self.saes.values()]
+        return {
+            "features": sum(features),
+            "decoder": sum(sae.cfg.d_sae * d_out[name] for name, sae in self.saes.items()),
+            "weights": sum(value.numel() * 4 for sae in self.saes.values() for value in sae.state_dict().values()),
+            "example": (s.top + s.sample) * (16 + 4 * (s.window[0] + 1 + s.window[1])),
+            "unembed": 4 * self.model.cfg.d_vocab_out * self.model.cfg.d_model,
+            "firings_per_1000_tokens": 1000 * n_firings // n_tokens,
+        }
