@@ -1,4 +1,4 @@
-"""`mechkit superposition`: how features share dimensions. `measure` is for the weights of a model."""
+"""`mechkit superposition`: how features share dimensions. `measure` is for a model's weights, `toy` trains toys."""
 
 import json as json_module
 import sys
@@ -7,11 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+from mechkit.cli.superposition_toy import toy
 from mechkit.cli.terminal import bars, loaded, require_writable
 
 FILES = ("superposition.parquet", "superposition.png")
 
 commands = typer.Typer(no_args_is_help=True, help="How features share dimensions: in toy models, in real weights.")
+commands.command()(toy)
 
 
 @commands.command()
@@ -20,7 +22,7 @@ def measure(
     sae: Annotated[
         list[Path] | None, typer.Option(help="Folder of a SAELens dictionary, or of several; again.")
     ] = None,
-    draws: Annotated[int, typer.Option(min=39, help="Draws of each null; p is at least 2 / (draws + 1).")] = 99,
+    draws: Annotated[int, typer.Option(min=40, help="Draws of each null; p is at least 2 / (draws + 1).")] = 99,
     sample: Annotated[int, typer.Option(min=2, help="Features compared with the nulls, at random.")] = 1024,
     seed: Annotated[int, typer.Option(help="Of the nulls and of the sample.")] = 0,
     device: Annotated[str | None, typer.Option(help="Where to run: cpu, cuda, mps.")] = None,

@@ -50,12 +50,12 @@ def report_figure(
     settings: str,
     console: Console | None = None,
 ) -> None:
-    """Write a figure's picture (PNG) and table (CSV) beside each other; print its settings, claims and files."""
+    """Write a figure's picture (PNG) and table (Parquet) beside each other; print its settings, claims and files."""
     console = console or terminal()
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = [path.with_suffix(".png"), path.with_suffix(".csv")]
+    written = [path.with_suffix(".png"), path.with_suffix(".parquet")]
     write_atomic(written[0], picture)
-    write_atomic(written[1], table.to_csv(index=False, float_format="%.6g"))
+    write_atomic(written[1], table.to_parquet(index=False))
     console.print(plain(settings), soft_wrap=True)
     print_claims(claims, console)
     console.print(f"\nwrote {plain(', '.join(map(str, written)))}", soft_wrap=True)

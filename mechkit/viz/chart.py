@@ -25,7 +25,7 @@ DPI = 160
 
 
 def chart(
-    title: str, panels: Sequence[Sequence[str]], *, width: float = 9.0, height: float = 4.0
+    title: str, panels: Sequence[Sequence[str]], *, width: float | int = 9.0, height: float | int = 4.0
 ) -> tuple[Figure, dict[str, Axes]]:
     """A figure and its panels by name; `panels` are rows of names, which are also the panels' titles.
 
@@ -53,7 +53,7 @@ def label(panel: Axes, x: str, y: str) -> None:
     panel.set_ylabel(y, fontsize=9, color=INK)
 
 
-def rule(panel: Axes, value: float, words: str) -> None:
+def rule(panel: Axes, value: float | int, words: str) -> None:
     """A dashed horizontal line with its name at the right end."""
     panel.axhline(value, color=RULE, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
     panel.annotate(

@@ -28,6 +28,7 @@ __getattr__, __dir__, __all__ = lazily(
         "and_table": "facts",
         "antipodal": "theory",
         "attacks": "adversarial",
+        "by_sparsity": "sparsity",
         "capacity": "storage",
         "excess": "facts",
         "expected_loss": "training",

@@ -34,19 +34,19 @@ class Memorised:
     """The same on samples that were not in it."""
     weights: tuple[Weights, ...]
     """Parameters by size; instances are seeds."""
-    hidden: tuple[Float[Tensor, "seed row hidden"], ...]
-    """Hidden vectors of the data set's samples, by size."""
+    hidden: tuple[Tensor, ...]
+    """Hidden vectors of the data set's samples, [seed, row, hidden], by size."""
 
     def best(self, size: int) -> int:
         """Seed of the lowest loss on its own data at a size: the one that found the best arrangement."""
         return int(self.train_loss[self.sizes.index(size)].argmin())
 
-    def feature_dimensionality(self) -> list[Float[Tensor, "seed feature"]]:
-        """D_i of the features, by size."""
+    def feature_dimensionality(self) -> list[Tensor]:
+        """D_i of the features, [seed, feature], by size."""
         return [dimensionality(weights.W.mT) for weights in self.weights]
 
-    def sample_dimensionality(self) -> list[Float[Tensor, "seed row"]]:
-        """D of the data set's samples, by size: |h_i|^2 / sum_j (u_i . h_j)^2 with u_i = h_i / |h_i|."""
+    def sample_dimensionality(self) -> list[Tensor]:
+        """D of the data set's samples, [seed, row], by size: |h_i|^2 / sum_j (u_i . h_j)^2 with u_i = h_i / |h_i|."""
         return [dimensionality(hidden) for hidden in self.hidden]
 
     def frame(self) -> pd.DataFrame:
