@@ -20,6 +20,7 @@ from benchmarks.models import SEED, Subject, subjects
 from benchmarks.paths import path_rows
 from benchmarks.sweeps import sweep_rows
 from benchmarks.table import table
+from benchmarks.toys import toy_table
 
 Rows = Callable[[Subject, str, str, float], Iterator[Row]]
 
@@ -29,6 +30,8 @@ QUESTIONS: dict[str, tuple[str, Rows]] = {
     "paths": ("Path patching", path_rows),
     "gradients": ("Attribution patching", gradient_rows),
 }
+TABLES = {"graphs": graph_table, "toys": toy_table}
+"""Questions that are of no one model: each makes its own table, and fails where answers disagree."""
 SECONDS = {"small": 0.2, "full": 8.0}
 """Seconds a side is timed for, beyond the fewest rounds."""
 PACKAGES = ("torch", "transformer_lens", "transformers", "nnsight")
@@ -37,14 +40,15 @@ PACKAGES = ("torch", "transformer_lens", "transformers", "nnsight")
 def main(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     size: Annotated[str, typer.Option(help="small (minutes) or full.")] = "small",
-    only: Annotated[str | None, typer.Option(help="One question: forwards, sweeps, paths, gradients, graphs.")] = None,
+    only: Annotated[str | None, typer.Option(help="One question, such as sweeps; see README.md.")] = None,
     stories: Annotated[Path | None, typer.Option(help="Folder of the stories260k model.")] = None,
     out: Annotated[Path | None, typer.Option(help="File for the tables, in Markdown.")] = None,
 ) -> None:
     """Run the benchmarks. Exit status 1 where an answer disagrees."""
-    chosen = [*QUESTIONS, "graphs"] if only is None else [only]
-    if unknown := [name for name in chosen if name not in (*QUESTIONS, "graphs")]:
-        raise typer.BadParameter(f"no question '{unknown[0]}'; there are {', '.join([*QUESTIONS, 'graphs'])}")
+    known = [*QUESTIONS, *TABLES]
+    chosen = known if only is None else [only]
+    if unknown := [name for name in chosen if name not in known]:
+        raise typer.BadParameter(f"no question '{unknown[0]}'; there are {', '.join(known)}")
     if size not in SECONDS:
         raise typer.BadParameter(f"size is '{size}'; it is small or full")
     if device == "cuda" and not torch.cuda.is_available():
@@ -52,8 +56,8 @@ def main(
     rate = matmul_rate(device)
     sections, agreed = [made_by(device, size, rate)], True
     for name in chosen:
-        if name == "graphs":
-            sections.append(graph_table(device, size, rate))
+        if name in TABLES:
+            sections.append(TABLES[name](device, size, rate))
             continue
         title, rows_of = QUESTIONS[name]
         rows = [row for one in subjects(device, size, stories) for row in rows_of(one, device, size, SECONDS[size])]

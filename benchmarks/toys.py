@@ -33,6 +33,8 @@ def toy_table(device: str, size: str, rate: float) -> str:
         ]
         case = Case("2 features in 1", f"{n} toys, {STEPS} steps, {name}", sides, 1.0, flops(source, toys))
         rows += measured(case, device, 1.0)
+    if wrong := [row.side.name for row in rows if not row.agrees]:
+        raise AssertionError(f"{wrong[0]} gives other weights")
     return table("Training of toys", rows, device, rate)
 
 

@@ -57,7 +57,10 @@ def claims(table: pd.DataFrame) -> list[Claim]:
     return [
         Claim("dense toys", "as a model without superposition (1)", f"{dense:.2f}", bool(abs(dense - 1) < 0.2)),
         Claim(
-            "vulnerability rises as superposition forms", "over 3 times", f"{most / dense:.1f} times", most > 3 * dense
+            "vulnerability rises as superposition forms",
+            "over 3 times",
+            f"{most / dense:.1f} times",
+            bool(most > 3 * dense),
         ),
         Claim("it tracks features per dimension, 1 / D*", "closely", f"rank correlation {rank:.2f}", bool(rank > 0.9)),
     ]
