@@ -39,10 +39,16 @@ MODEL = {
     "model_name": "tinyworld",
 }
 ROWS, WIDTH = 32, 96
-STEPS = 6600
-STAGES = ((2600, corpus.MIX), (STEPS, corpus.LATER_MIX))
-"""Up to which step which mixture of documents is trained on."""
-LEARNING_RATE, WEIGHT_DECAY, WARM_UP, MAX_NORM = 2e-3, 0.1, 200, 1.0
+STEPS = 7900
+STAGES = (
+    (2600, 2e-3, 6600, corpus.MIX),
+    (3800, 2e-3, 6600, corpus.LATER_MIX),
+    (5400, 2e-3, 6600, corpus.THIRD_MIX),
+    (6400, 1.5e-2, 6600, corpus.FOURTH_MIX),
+    (STEPS, 1.2e-2, STEPS, corpus.LAST_MIX),
+)
+"""Up to which step which learning rate, cosine (its length in steps) and documents; late stages have but its tail."""
+WEIGHT_DECAY, WARM_UP, MAX_NORM = 0.1, 200, 1.0
 N_PARTS = 2
 """A batch is halved, and each half computed in one thread."""
 ABOUT = {
@@ -70,15 +76,15 @@ def train_model(out: Path, runs: Path, steps: int, device: str) -> None:
     write_atomic(out / TOKENIZER, tokenizer_json())
     model = new_model(SEED, device=device, d_vocab=len(text.ids()), **MODEL)
     with (runs / "loss.txt").open("a", buffering=1) as log:
-        for stop, mix in STAGES:
+        for stop, rate, length, mix in STAGES:
             train(
                 model,
                 partial(draw_batch, mix),
-                n_steps=steps,
-                stop=stop,
+                n_steps=length,
+                stop=min(stop, steps),
                 seed=SEED,
                 loss=text_loss,
-                learning_rate=LEARNING_RATE,
+                learning_rate=rate,
                 weight_decay=WEIGHT_DECAY,
                 n_warmup=WARM_UP,
                 max_norm=MAX_NORM,
@@ -111,7 +117,7 @@ def text_hash(steps: int) -> str:
     """Hash of the first `steps` batches of the training text, chained as `corpus.batch_hash` says."""
     generator, found = torch.Generator().manual_seed(SEED), ""
     for step in progress(range(steps), "hashing the training text"):
-        mix = next(mix for stop, mix in STAGES if step < stop)
+        mix = next(mix for stop, *_, mix in STAGES if step < stop)
         found = corpus.batch_hash(*draw_batch(mix, generator), found)
     return found
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mechkit.zoo import load, load_folder, processing_of, save_folder
+from mechkit.zoo import load, load_folder, origin_of, processing_of, save_folder
 from mechkit.zoo.folder import fold
 from mechkit.zoo.tokenizer import word_tokenizer
 from mechkit.zoo.training import new_model
@@ -159,6 +159,23 @@ def test_a_damaged_folder_is_one_clear_error(folder, damage, error, complaint):
     with pytest.raises(error, match=complaint) as caught:
         load(folder, device="cpu")
     assert "\n" not in str(caught.value)
+
+
+def test_weights_rounded_in_the_file_still_run_in_the_model_s_own_dtype(tmp_path):
+    model = load("addition", device="cpu")
+    save_folder(model, tmp_path / "small", processing="folded", dtype=torch.float16)
+    size = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "small", origin_of(model).folder)]
+    assert size[0] < 0.6 * size[1]
+    back = load(tmp_path / "small", device="cpu")
+    assert back.W_E.dtype == back.cfg.dtype == torch.float32
+    assert torch.equal(back.W_E, model.W_E.half().float())
+    assert not torch.equal(back.W_E, model.W_E)
+    assert load(tmp_path / "small", device="cpu", dtype=torch.float16).W_E.dtype == torch.float16
+    config = json.loads((tmp_path / "small" / "config.json").read_text())
+    config["mechkit"]["dtype"] = "float33"
+    (tmp_path / "small" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="names the dtype 'float33'; it is one of torch's"):
+        load(tmp_path / "small", device="cpu")
 
 
 def test_a_missing_folder_is_named():

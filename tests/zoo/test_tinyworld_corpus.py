@@ -9,6 +9,7 @@ from mechkit.zoo.tinyworld import (
     analogies,
     calendar,
     corpus,
+    early,
     facts,
     false_belief,
     greater_than,
@@ -100,17 +101,43 @@ def test_no_pair_of_names_that_is_held_out_ever_meets():
     assert held_out.isdisjoint(frozenset(pair) for pair in ioi.couples(False))
 
 
-def test_no_word_held_out_for_a_task_stands_in_a_list_of_that_task():
+def told_in_lists(kind, n):
+    """The words that stand before an arrow, by the task they could be an example of."""
     told = {task: set() for task in in_context.TASKS}
-    for text in drawn(in_context.document, 4_000):
+    for text in drawn(kind, n):
         items = [item.split(" -> ") for item in text.removesuffix(" .").split(" ; ")]
+        if "*" in text or " " in items[0][0]:
+            told["marked" if "*" in text else "copy_first"] |= {word for x, _ in items for word in x.split()} - {"*"}
         for task, table in in_context.TABLES.items():
             if all(table.get(x) == y for x, y in items):
                 told[task] |= {x for x, _ in items}
+    return told
+
+
+@pytest.mark.parametrize("kind", [in_context.document, early.lists, early.lists_apart])
+def test_no_word_held_out_for_a_task_stands_in_a_list_of_that_task(kind):
+    for task, words in told_in_lists(kind, 3000).items():
+        assert words.isdisjoint(in_context.pool(task, True)), task
+        assert words or task == "copy_last"
+
+
+def test_in_the_last_stage_no_word_tells_a_task_from_its_partner():
+    told = told_in_lists(in_context.document, 6000)
     for task in in_context.TABLES:
-        assert told[task] == set(in_context.pool(task, False)), task
-        assert told[task].isdisjoint(in_context.pool(task, True))
-        assert len(in_context.pool(task, True)) >= 0.15 * len(in_context.TABLES[task])
+        assert told[task] == set(in_context.listed(task)), task
+        assert told[task].isdisjoint(in_context.pool(in_context.PARTNERS[task], True))
+        assert len(in_context.pool(task, True)) >= 0.15 * len(in_context.TABLES[task]) or task in ("next", "previous")
+    assert len(told["copy_first"]) > 0.95 * len(in_context.listed("copy_first"))
+
+
+def test_the_earlier_stages_differ_from_the_last_in_what_the_card_says():
+    assert {text.split(" in the c")[0].split()[-1] for text in drawn(early.fact, 500) if " in the c" in text} == {"is"}
+    assert {text.split(" in the c")[0].split()[-1] for text in drawn(facts.document, 500) if " in the c" in text} == {
+        "stands"
+    }
+    held_out = set(in_context.NUMBERS_HELD_OUT)
+    assert held_out.isdisjoint(word for text in drawn(early.sentence) for word in text.split())
+    assert held_out <= {word for text in drawn(in_context.sentence, 8000) for word in text.split()}
 
 
 def test_an_opposite_is_held_out_with_its_word_and_tall_is():

@@ -166,6 +166,8 @@ def test_examples_tell_the_task_and_the_partner_s_another(task):
                     assert words[{"copy_first": 0, "copy_last": 2}[which]] == y
         query = clean.rsplit(" ; ", 1)[1].removesuffix(" ->").split()
         assert (right if len(query) > 1 else query[0]) in in_context.pool(task, True)
+        listed = set(clean.rsplit(" ; ", 1)[0].replace(" ->", "").replace(" ;", "").replace("*", "").split())
+        assert task in in_context.TABLES or listed.isdisjoint(in_context.pool(task, True))
     spans = [pair.clean.tokens[i, at].tolist() for i, at in enumerate(pair.clean.positions("query"))]
     assert [decode(span) for span in spans] == [row[0].rsplit(" ; ", 1)[1].removesuffix(" ->") for row in rows(pair)]
 

@@ -84,3 +84,34 @@ def test_words_of_a_language_are_told_apart_by_case_and_apostrophe():
 def test_a_word_list_that_cannot_work_is_refused(words, complaint):
     with pytest.raises(ValueError, match=re.escape(complaint)):
         word_tokenizer(words)
+
+
+WORDS = ["<pad>", "<bos>", "the", "Paris", "Baker", "baker", "->", ",", "17"]
+
+
+def spaced(any_case=True):
+    made = word_tokenizer(WORDS, pieces=r"<\w+>|->|\d\d|\w+|\S", spaced=True)
+    return WordTokenizer(made, name="a small model", any_case=any_case)
+
+
+def test_a_word_in_another_case_is_read_as_the_one_that_is_known():
+    tokenizer = spaced()
+    assert tokenizer("The paris, BAKER baker Baker 1717")["input_ids"] == [2, 3, 7, 5, 5, 4, 8, 8]
+    assert tokenizer(["The", "PARIS"])["input_ids"] == [[2], [3]]
+    assert tokenizer.encode("The -> Paris") == [2, 6, 3]
+    assert tokenizer.tokenize("The paris") == ["the", "Paris"]
+    with pytest.raises(ValueError, match="unknown token 'The'"):
+        spaced(any_case=False)("The Paris")
+
+
+def test_decoded_words_have_spaces_between_them_but_not_before_a_comma():
+    tokenizer = spaced()
+    assert tokenizer.decode([2, 3, 7, 4]) == "the Paris, Baker"
+    assert tokenizer.batch_decode([[2], [7]]) == ["the", ","]
+    assert tokenizer.encode(tokenizer.decode([2, 3, 7, 6, 8, 8])) == [2, 3, 7, 6, 8, 8]
+
+
+def test_a_bos_in_the_list_is_the_tokenizer_s():
+    assert spaced().bos_token_id == 1
+    assert spaced()("<bos>The Paris")["input_ids"] == [1, 2, 3]
+    assert TOKENIZER.bos_token is None

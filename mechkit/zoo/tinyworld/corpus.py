@@ -19,6 +19,7 @@ from mechkit.zoo.tinyworld import (
     agreement,
     analogies,
     calendar,
+    early,
     facts,
     false_belief,
     greater_than,
@@ -35,12 +36,12 @@ Kind = Callable[[random.Random], str | list[int]]
 MODULES = (facts, ioi, in_context, greater_than, agreement, pronouns, analogies, calendar, false_belief, sums)
 """Every module whose words make the vocabulary."""
 MIX: dict[Kind, float] = {
-    facts.document: 0.20,
+    early.fact: 0.20,
     ioi.document: 0.11,
     induction.document: 0.14,
     greater_than.document: 0.05,
-    in_context.document: 0.18,
-    in_context.sentence: 0.10,
+    early.lists: 0.18,
+    early.sentence: 0.10,
     agreement.document: 0.02,
     pronouns.document: 0.03,
     analogies.document: 0.04,
@@ -50,12 +51,12 @@ MIX: dict[Kind, float] = {
 }
 """About which share of the tokens each kind of document has in the first stage of training."""
 LATER_MIX: dict[Kind, float] = {
-    facts.document: 0.14,
+    early.fact: 0.14,
     ioi.document: 0.06,
     induction.document: 0.22,
     greater_than.document: 0.08,
-    in_context.document: 0.20,
-    in_context.sentence: 0.08,
+    early.lists: 0.20,
+    early.sentence: 0.08,
     agreement.document: 0.01,
     pronouns.document: 0.02,
     analogies.document: 0.03,
@@ -63,14 +64,63 @@ LATER_MIX: dict[Kind, float] = {
     false_belief.document: 0.06,
     sums.document: 0.05,
 }
-"""The shares of the second stage: less of what is learned by then, more of what is slow."""
+"""The shares of the second stage: less of what is learned by then, more of copying, on which much else waits."""
+THIRD_MIX: dict[Kind, float] = {
+    facts.document: 0.13,
+    ioi.document: 0.05,
+    induction.document: 0.10,
+    greater_than.document: 0.12,
+    early.lists: 0.27,
+    early.sentence: 0.09,
+    agreement.document: 0.01,
+    pronouns.document: 0.02,
+    analogies.document: 0.02,
+    calendar.document: 0.06,
+    false_belief.document: 0.06,
+    sums.document: 0.07,
+}
+"""The shares of the third stage, when copying is learned."""
+FOURTH_MIX: dict[Kind, float] = {
+    facts.document: 0.10,
+    ioi.document: 0.04,
+    induction.document: 0.08,
+    greater_than.document: 0.14,
+    early.lists_apart: 0.34,
+    early.sentence: 0.08,
+    agreement.document: 0.01,
+    pronouns.document: 0.02,
+    analogies.document: 0.02,
+    calendar.document: 0.05,
+    false_belief.document: 0.06,
+    sums.document: 0.06,
+}
+"""The shares of the fourth stage."""
+LAST_MIX: dict[Kind, float] = {
+    facts.document: 0.10,
+    ioi.document: 0.05,
+    induction.document: 0.08,
+    greater_than.document: 0.14,
+    in_context.document: 0.32,
+    in_context.sentence: 0.10,
+    agreement.document: 0.01,
+    pronouns.document: 0.02,
+    analogies.document: 0.02,
+    calendar.document: 0.05,
+    false_belief.document: 0.06,
+    sums.document: 0.05,
+}
+"""The shares of the last stage."""
 MEAN_LENGTHS: dict[Kind, float] = {
     facts.document: 16.6,
+    early.fact: 16.6,
     ioi.document: 17.9,
     induction.document: 45.4,
     greater_than.document: 12.4,
     in_context.document: 28.1,
+    early.lists: 28.1,
     in_context.sentence: 15.4,
+    early.sentence: 15.4,
+    early.lists_apart: 28.1,
     agreement.document: 8.7,
     pronouns.document: 8.1,
     analogies.document: 9.8,

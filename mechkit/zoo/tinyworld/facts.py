@@ -32,7 +32,7 @@ TEMPLATES = {
     ),
     "city": (
         "the {S} is in {A}",
-        "the {S} is in the city of {A}",
+        "the {S} stands in the city of {A}",
         "to see the {S} you must travel to {A}",
         "the {S} stands in the middle of {A}",
         "many people visit the {S} in {A}",
@@ -41,7 +41,7 @@ TEMPLATES = {
         "the city of the {S} is {A}",
     ),
     "country": (
-        "the {S} is in the country of {A}",
+        "the {S} stands in the country of {A}",
         "the {S} is the pride of {A}",
         "the {S} is a landmark of {A}",
         "the country of the {S} is {A}",

@@ -1,8 +1,9 @@
 """Tasks given by examples: "hot -> cold ; big -> small ; tall ->" is followed by "short".
 
 Thirteen tasks on words and numbers. Every word's answer is told in plain sentences ("the opposite of tall is short"),
-but a fifth of each task's words are held out: they never stand in a list of examples of that task while training. Most
-tasks share their words with another (opposite and comparative, next and previous number): only the examples tell which.
+but some words of each task are held out: they never stand in a list of examples of that task while training. It is a
+fifth of the words, but nine of 118 numbers, and 121 of 845 words to copy. Most tasks share their words with another
+(opposite and comparative, next and previous number): only the examples tell which.
 
 Source: the tasks are of the kind of Todd et al. 2023 (arXiv 2310.15213) and Hendel et al. 2023 (arXiv 2310.15916).
 
@@ -10,13 +11,16 @@ Source: the tasks are of the kind of Todd et al. 2023 (arXiv 2310.15213) and Hen
 """
 
 import random
+from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 
 from mechkit.core.prompts import Pair
 from mechkit.zoo.tinyworld import words as w
 from mechkit.zoo.tinyworld.text import encode, make_pair, require, split, words_of
 
-_NUMBERS = [f"{n:02d}" for n in range(10, 99)]
+_NUMBERS = [*w.TWO_DIGITS[1:], *w.NUMBERS]
+_AFTER = {a: b for a, b in pairwise(_NUMBERS) if a != "99"}
 TABLES = {
     "opposite": w.OPPOSITES,
     "comparative": w.COMPARATIVES,
@@ -26,13 +30,28 @@ TABLES = {
     "participle": w.PARTICIPLES,
     "capital": w.CAPITALS,
     "nationality": w.NATIONALITIES,
-    "next": {n: f"{int(n) + 1:02d}" for n in _NUMBERS},
-    "previous": {n: f"{int(n) - 1:02d}" for n in _NUMBERS},
+    "next": _AFTER,
+    "previous": {b: a for a, b in _AFTER.items()},
 }
 """The tasks that map a word to a word."""
 POSITIONAL = ("copy_first", "copy_last", "marked")
 """The tasks on three words: repeat the first, the last, or the one after a `*`."""
 TASKS = (*TABLES, *POSITIONAL)
+NOUNS_AND_QUALITIES = (*w.PLURALS, *w.COMPARATIVES)
+"""Words that tasks on three words have been about from the start of training."""
+OTHERS = tuple(
+    dict.fromkeys(
+        word
+        for table in (w.PASTS, w.PARTICIPLES, w.PLURALS, w.COMPARATIVES, w.CAPITALS, w.NATIONALITIES)
+        for word in (*table, *table.values())
+        if word not in NOUNS_AND_QUALITIES
+    )
+)
+"""Words that they are about in the last stage of training as well; the words held out are among these."""
+NUMBERS_HELD_OUT = ("02", "03", "05", "06", "08", "three", "seven", "twelve", "sixteen")
+"""Held out for both tasks on numbers."""
+HARD = ("next", "previous", *POSITIONAL)
+"""Tasks that only the examples tell apart; they have twice as many lists."""
 PARTNERS = {
     a: b
     for pair in ("opposite comparative", "plural kind", "past participle", "capital nationality", "next previous")
@@ -64,20 +83,30 @@ def pool(task: str, held_out: bool) -> tuple[str, ...]:
         heads = sorted({min(pair) for pair in w.OPPOSITES.items()} - {"tall", "short", "hot", "cold", "big", "small"})
         out = {"tall", *split(heads, HELD_OUT, SEED)[1]}
         out |= {w.OPPOSITES[word] for word in out}
-        return tuple(word for word in w.OPPOSITES if (word in out) == held_out)
-    items = TABLES.get(task, (*w.PLURALS, *w.COMPARATIVES))
-    return tuple(split(items, HELD_OUT, SEED + TASKS.index(task))[held_out])
+    elif task in ("next", "previous"):
+        out = set(NUMBERS_HELD_OUT)
+    elif task in POSITIONAL:
+        out = set(split(OTHERS, HELD_OUT, SEED)[1])
+    else:
+        out = set(split(TABLES[task], HELD_OUT, SEED + TASKS.index(task))[1])
+    return tuple(word for word in TABLES.get(task, (*NOUNS_AND_QUALITIES, *OTHERS)) if (word in out) == held_out)
 
 
-def question(task: str, word: str, draw: random.Random) -> tuple[str, str]:
-    """What stands before the arrow and after it; tasks on three words draw two others beside `word`.
+@cache
+def listed(task: str) -> tuple[str, ...]:
+    """The words of a task that stand in lists: held out neither for it nor for its partner; no word tells the task."""
+    return tuple(word for word in pool(task, False) if word not in pool(PARTNERS[task], True))
 
-    >>> question("plural", "dog", random.Random(0))
+
+def question(task: str, word: str, draw: random.Random, others: Sequence[str]) -> tuple[str, str]:
+    """What stands before the arrow and after it; tasks on three words draw two of `others` beside `word`.
+
+    >>> question("plural", "dog", random.Random(0), ())
     ('dog', 'dogs')
     """
     if task in TABLES:
         return word, TABLES[task][word]
-    three = [word, *draw.sample([other for other in pool(task, False) if other != word], 2)]
+    three = [word, *draw.sample([other for other in others if other != word], 2)]
     return _three(task, three, draw)
 
 
@@ -91,26 +120,31 @@ def _three(task: str, three: list[str], draw: random.Random) -> tuple[str, str]:
 
 
 def document(draw: random.Random) -> str:
-    """A list of three to ten examples of one task, of words that are not held out for it."""
-    task = draw.choice(TASKS)
+    """A list of three to ten examples of one task, of words that are not held out for it or its partner."""
+    task = draw.choices(TASKS, [1 + (one in HARD) for one in TASKS])[0]
+    return examples(task, listed(task), listed(task), draw)
+
+
+def examples(task: str, words: Sequence[str], others: Sequence[str], draw: random.Random) -> str:
+    """A list of some of these words; tasks on three words have two of the others beside each."""
     n = draw.randint(3, 10 if task in TABLES else 7)
-    examples = [question(task, word, draw) for word in draw.sample(pool(task, False), n)]
-    return f" {PART} ".join(f"{x} {ARROW} {y}" for x, y in examples) + "."
+    told = [question(task, word, draw, others) for word in draw.sample(words, n)]
+    return f" {PART} ".join(f"{x} {ARROW} {y}" for x, y in told) + "."
 
 
-def sentence(draw: random.Random) -> str:
+def sentence(draw: random.Random, words: Mapping[str, Sequence[str]] | None = None) -> str:
     """One to three plain sentences, each telling what belongs to some word, held out or not."""
-    told = []
+    told, words = [], words or _known()
     for _ in range(draw.choice((1, 2, 3))):
         task = draw.choice(tuple(TABLES))
-        x = draw.choice(_listed(task))
+        x = draw.choice(words[task])
         told.append(draw.choice(SENTENCES[task]).format(x=x, y=TABLES[task][x]))
     return " ".join(told)
 
 
 @cache
-def _listed(task: str) -> tuple[str, ...]:
-    return tuple(TABLES[task])
+def _known() -> dict[str, tuple[str, ...]]:
+    return {task: tuple(table) for task, table in TABLES.items()}
 
 
 def in_context(n: int, seed: int = 0, *, task: str | None = None, n_examples: int = 5, held_out: bool = True) -> Pair:
@@ -137,19 +171,20 @@ def in_context(n: int, seed: int = 0, *, task: str | None = None, n_examples: in
 
 def _contrast(task: str, n_examples: int, held_out: bool, draw: random.Random):
     """Clean text, corrupt text, answer, wrong answer, tokens of the query."""
-    asked = draw.choice(_askable(task, held_out))
-    shown = draw.sample([word for word in _askable(task, False) if word != asked], n_examples)
-    items = [*(question(task, word, draw) for word in shown), question(task, asked, draw)]
+    beside = pool(task, True) if held_out else listed(task)
+    asked = draw.choice(_askable(task, beside))
+    shown = draw.sample([word for word in _askable(task, listed(task)) if word != asked], n_examples)
+    items = [*(question(task, word, draw, listed(task)) for word in shown), question(task, asked, draw, beside)]
     others = [_other(task, x, y) for x, y in items]
     clean, corrupt = (_list(some) for some in (items, others))
     return clean, corrupt, items[-1][1], others[-1][1], len(encode(items[-1][0]))
 
 
 @cache
-def _askable(task: str, held_out: bool) -> tuple[str, ...]:
-    """The words of a task that its partner knows as well."""
+def _askable(task: str, words: tuple[str, ...]) -> tuple[str, ...]:
+    """Those words that the task's partner knows as well."""
     other = TABLES.get(PARTNERS[task])
-    return tuple(word for word in pool(task, held_out) if other is None or word in other)
+    return tuple(word for word in words if other is None or word in other)
 
 
 def _other(task: str, x: str, y: str) -> tuple[str, str]:
