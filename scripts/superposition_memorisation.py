@@ -52,6 +52,7 @@ def claims(table: pd.DataFrame) -> list[Claim]:
     few, many = table.iloc[0], table.iloc[-1]
     peak = int(np.argmax(table["test_loss"]))
     worst, inner = table.iloc[peak], 0 < peak < len(table) - 1
+    own = np.asarray(table["largest_feature_dimensionality"])
     small = table[table["size"] <= 8]
     used = np.asarray(small["sample_dimensionality"] * small["size"])
     points = ", ".join(f"{value:.2f}" for value in used)
@@ -67,10 +68,9 @@ def claims(table: pd.DataFrame) -> list[Claim]:
             bool((np.abs(used - 2) < 0.2).all()),
         ),
         Claim(
-            "largest dimensionality of a feature, few and many samples", "near 0, then that of a polygon (2/5)",
-            f"{few['largest_feature_dimensionality']:.3f} at T = {int(few['size'])}, "
-            f"{many['largest_feature_dimensionality']:.3f} at T = {int(many['size'])}",
-            bool(many["largest_feature_dimensionality"] > 5 * few["largest_feature_dimensionality"]),
+            "largest dimensionality of a feature", "near 0 in between, then that of a polygon (2/5)",
+            f"{few['largest_feature_dimensionality']:.3f} at T = {int(few['size'])}, {float(own.min()):.3f} at the "
+            f"least, {own[-1]:.3f} at T = {int(many['size'])}", bool(own[-1] > 5 * own.min()),
         ),
         Claim(
             "double descent: test loss is worst", "in between, where neither arrangement fits",
