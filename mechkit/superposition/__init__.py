@@ -1,4 +1,4 @@
-"""Superposition: measures of weights, models and dictionaries against the right null.
+"""Superposition: measures of weights, models and dictionaries against the right null, and toy models of it (`toy`).
 
 >>> from mechkit.superposition import dimensionality, measure_superposition, recovered
 """
@@ -34,6 +34,7 @@ _HOMES = {
     "model": ("ModelSuperposition", "measure_model"),
     "nulls": ("NullTest", "compare"),
     "overlaps": ("nearest",),
+    "toy": ("toy",),
 }
 
 __getattr__, __dir__, __all__ = lazily(__name__, {name: home for home, names in _HOMES.items() for name in names})
