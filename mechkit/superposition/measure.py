@@ -52,7 +52,7 @@ def measure_superposition(
     `sample` features, drawn at random. Computed in float64 on W's device; half precision is taken as it is.
 
     Unit: lengths and singular values in that of W, overlaps |cos|. Cost: n^2 m multiplications block by block, n m^2
-    for the spectrum, 2 x draws x sample^2 m for the nulls; half a minute for 50,257 x 768 and two CPU cores.
+    for the spectrum, 2 x draws x sample^2 m for the nulls; about two minutes of CPU time for 50,257 x 768.
     Raises TypeError for a W (or activations) that is not floating-point, ValueError for NaN or infinite values, naming
     the rows, shapes other than two axes, and what `compare` raises. Zero rows have dimensionality 0 and no direction;
     one feature has no pairs: then overlaps are NaN and there are no tests.

@@ -1,7 +1,7 @@
 """|cos| between features: sums over all pairs and each feature's largest, block by block.
 
-Every pair counts and nothing of size n x n is kept: 50,257 features in 768 dimensions take about a minute on two CPU
-cores and half a gigabyte. Axes before `[feature, hidden]` are measured side by side.
+Every pair counts and nothing of size n x n is kept: 50,257 features in 768 dimensions take two minutes of CPU time and
+two gigabytes. Axes before `[feature, hidden]` are measured side by side.
 
 >>> overlaps(unit_rows(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0]]))).mean         # one pair of three overlaps
 tensor(0.3333, dtype=torch.float64)
@@ -16,7 +16,7 @@ from torch import Tensor
 from mechkit.core.progress import progress
 from mechkit.superposition.measures import as_features, unit_rows
 
-BLOCK_BYTES = 2**28
+BLOCK_BYTES = 2**26
 """Bytes of cosines held at a time."""
 
 
