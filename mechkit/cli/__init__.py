@@ -1,5 +1,5 @@
 """The command line: `mechkit trace "35+59="`, `mechkit patch --clean ... --corrupt ... --sites ...`,
-`mechkit superposition measure`.
+`mechkit features scan ...`, `mechkit superposition measure`.
 
 Each command prints what it found, says which files it wrote, and draws a bar for work of over a second. What the
 user can mend is one line on stderr and exit status 2. Heavy imports wait until a command needs them.
@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mechkit.cli import superposition
+from mechkit.cli import features, superposition
 from mechkit.cli.patching import patch
 from mechkit.cli.tracing import trace
 
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(trace)
 app.command()(patch)
+app.add_typer(features.commands, name="features")
 app.add_typer(superposition.commands, name="superposition")
 
 

@@ -33,24 +33,31 @@ def require_writable(paths: Iterable[Path]) -> None:
 
 @contextmanager
 def bars(stream) -> Iterator[None]:
-    """Draw the progress of loops inside the block on `stream` once they have taken a second, if it is a terminal."""
+    """Draw the progress of loops inside the block on `stream` once they have taken a second, if it is a terminal.
+
+    An item with a `progress_size` counts as so many, and how many a second is drawn as well.
+    """
     if not stream.isatty():
         yield
         return
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, TextColumn
 
     from mechkit.core.progress import showing
 
     started = time.monotonic()
-    with Progress(console=Console(file=stream), transient=True, auto_refresh=False) as drawing:
+    columns = *Progress.get_default_columns(), TextColumn("{task.fields[speed]}")
+    with Progress(*columns, console=Console(file=stream), transient=True, auto_refresh=False) as drawing:
 
         def bar(items: Iterable, label: str, total: int | None) -> Iterable:
-            task = drawing.add_task(label, total=total)
+            task, begun, n = drawing.add_task(label, total=total, speed=""), time.monotonic(), 0
             try:
                 for item in items:
                     yield item
-                    drawing.advance(task)
+                    size = getattr(item, "progress_size", None)
+                    n += size or 1
+                    speed = "" if size is None else f"{n / (time.monotonic() - begun):,.0f}/s"
+                    drawing.update(task, advance=size or 1, speed=speed)
                     if time.monotonic() - started > PATIENCE:
                         drawing.refresh()
             finally:

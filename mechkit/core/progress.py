@@ -21,7 +21,10 @@ _bar: ContextVar[Bar | None] = ContextVar("mechkit progress bar", default=None)
 
 
 def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterable[T]:
-    """`items`, reported to the installed bar (if any) as they are taken."""
+    """`items`, reported to the installed bar (if any) as they are taken.
+
+    Items with a `progress_size` count as so many of `total`.
+    """
     bar = _bar.get()
     if bar is None:
         return items

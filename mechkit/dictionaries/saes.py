@@ -105,7 +105,7 @@ def _require_fit(path: Path, sae, model) -> None:
 
 
 def _check_processing(path: Path, metadata: dict[str, Any], model) -> None:
-    """Raise ValueError where SAELens's own metadata ask for centred writing weights and they are not, or the reverse."""
+    """Raise ValueError where SAELens's metadata ask for centred writing weights and they are not, or the reverse."""
     from mechkit.zoo.folder import processing_of
 
     centred = (metadata.get("model_from_pretrained_kwargs") or {}).get("center_writing_weights")
