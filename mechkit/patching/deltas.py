@@ -243,17 +243,32 @@ class Deltas:
 
     def _changes(self, sites: Sequence[Site], places: Int[Tensor, "place 2"]) -> Float[Tensor, "sender place d_model"]:
         """What each sender's corrupt value changes in the residual stream at these prompts and positions."""
-        changes = [self._change(site)[tuple(places.T)] for site in sites]
-        heads = [i for i, site in enumerate(sites) if site.name == "z" and site.head is not None]
-        if heads:
-            W_O = self._W_O(sites[0])[[sites[i].head for i in heads]]  # type: ignore[index]
-            written = torch.bmm(torch.stack([changes[i][:, 0] for i in heads]).to(W_O), W_O)
-            for i, one in zip(heads, written, strict=True):
-                changes[i] = one
-        for i, site in enumerate(sites):
-            if site.name == "z" and site.head is None:
-                changes[i] = changes[i].to(self._W_O(site)).flatten(1) @ self._W_O(site).flatten(0, 1)
+        heads = [
+            site for site in sites if site.name == "z" and site.head is not None and site.pos is site.index is None
+        ]
+        by_head = self._by_head(heads[0], places) if heads else None
+        changes = [
+            self._written(site, places) if by_head is None or site not in heads else by_head[int(site.head or 0)]
+            for site in sites
+        ]
         return torch.stack([change.to(torch.promote_types(change.dtype, torch.float32)) for change in changes])
+
+    def _by_head(self, site: Site, places: Int[Tensor, "place 2"]) -> Float[Tensor, "head place d_model"] | None:
+        """What each head of a layer changes when all its z is corrupt; None where the two sides differ in shape."""
+        clean, corrupt = self.clean[whole(site)], self.corrupt[whole(site)]
+        if clean.shape != corrupt.shape:
+            return None
+        W_O = self._W_O(site)
+        change = (corrupt - clean)[tuple(places.T)].to(W_O)
+        return torch.bmm(change.transpose(0, 1), W_O)
+
+    def _written(self, site: Site, places: Int[Tensor, "place 2"]) -> Float[Tensor, "place d_model"]:
+        """What one sender changes in the residual stream."""
+        change = self._change(site)[tuple(places.T)]
+        if site.name != "z":
+            return change
+        W_O = self._W_O(site)
+        return change.to(W_O).flatten(1) @ (W_O.flatten(0, 1) if site.head is None else W_O[int(site.head)])
 
     def _change(self, site: Site) -> Float[Tensor, "prompt pos *slice"]:
         """Corrupt minus clean on the sender's own hook; a head's alone, as a hook tensor of one head."""

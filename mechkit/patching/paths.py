@@ -56,8 +56,8 @@ def path_patch(
 
     Cost: one pass of clean and corrupt prompts together (two passes per prompt length where lengths differ, plus the
     sweep's base run), one propagation of all senders through the MLPs up to the last receiver (of rows that changed
-    and are read), and one `sweep` of a run per sender, which goes on from the first pass. `memory` is the most that rows and runs take, in
-    bytes, beside the recordings: senders are handled in as many chunks as that needs.
+    and are read), and one `sweep` of a run per sender, which goes on from the first pass. `memory` is the most that
+    rows and runs take, in bytes, beside the recordings: senders are handled in as many chunks as that needs.
     `meta["path"]` says "deltas", or why each sender took a pass of its own: the model has hooks, or parts whose steps
     are not known, or a receiver is another hook (pattern, mlp_post, ...).
     Raises ValueError for a site the model lacks, a sender that is not in the residual stream, a receiver that is held,

@@ -1,5 +1,6 @@
 """Replacements that are made together give the loop's numbers, and those that cannot go one by one."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,13 +54,16 @@ def test_every_form_of_value_gives_the_loops_numbers(model):
 def test_the_same_places_make_one_set(model):
     stage = (0, "z")
     agenda = Agenda(RUNS, [], [], EVEN, [0, 1])
-    found, of, number = agenda.alike(stage, torch.Size((N, 5, 2, 8)))
+    found, of = agenda.alike(stage, torch.Size((N, 5, 2, 8)))
     mine = [i for i, (edit,) in enumerate(RUNS) if edit.site.name == "z"]
     assert (of[mine] >= 0).all()
     assert (of >= 0).sum() == len(mine)
     assert len(found) == 3 * 5  # kinds of place by forms of value, the two positions and heads together
     assert all(len(alike) == 2 for alike in found)
-    assert all((found[of[run]].runs[number[run]]) == run for run in mine)
+    for alike in found:
+        row, number = alike.of_rows(np.array([3, *alike.runs, *alike.runs]))
+        assert alike.runs[number].tolist() == [run for run in [3, *alike.runs, *alike.runs] if run in alike.runs]
+        assert (np.array([3, *alike.runs, *alike.runs])[row] == alike.runs[number]).all()
 
 
 def test_what_needs_more_than_a_write_goes_one_by_one(model):
@@ -69,11 +73,25 @@ def test_what_needs_more_than_a_write_goes_one_by_one(model):
         [Replace("L0.H0.z@1", wide), Replace("L0.H0.z@1", 2 * wide)],
         [Replace("L0.z@1", wide)],  # one value for both heads
         [mk.Add("L0.H0.z@1", wide)],
+        [Replace("L0.H0.z@1", wide), mk.Scale("L0.H1.z@1", 3.0)],
+        [Replace("L0.H0.z", wide.expand(5, 8)), Replace("L0.H0.z@1", 2 * wide)],  # of two forms
     ]
-    found, of, _ = Agenda(runs, [], [], EVEN, [0, 1]).alike((0, "z"), torch.Size((N, 5, 2, 8)))
+    found, of = Agenda(runs, [], [], EVEN, [0, 1]).alike((0, "z"), torch.Size((N, 5, 2, 8)))
     assert not found
     assert (of == -1).all()
     check(model, EVEN, [*runs, *RUNS[:3]])
+
+
+def test_several_places_of_a_run_go_together(model):
+    runs = [
+        [Replace(f"L0.H{head}.{name}", draw((5, 8), head, name, n)) for head in heads]
+        for n, heads in enumerate(((0, 1), (1,), (1, 0)))
+        for name in ("z", "q", "k")
+    ]
+    found, of = Agenda(runs, [], [], EVEN, [0, 1]).alike((0, "q"), torch.Size((N, 5, 2, 8)))
+    assert [alike.runs.tolist() for alike in found] == [[1, 1, 4, 7, 7]]
+    assert (of >= 0).nonzero()[0].tolist() == [1, 4, 7]
+    check(model, EVEN, runs)
 
 
 def test_prompts_of_several_lengths_and_edits_before_and_under(model):

@@ -77,7 +77,7 @@ class Agenda:
         self.base: dict[Stage, list[Intervention]] = {}
         self.reads: dict[Stage, list[Site]] = {}
         self._places: dict[Site, list[tuple[Place, list[int]]]] = {}
-        self._alike: dict[Stage, tuple[list[Alike], np.ndarray, np.ndarray]] = {}
+        self._alike: dict[Stage, tuple[list[Alike], np.ndarray]] = {}
         for i, run in enumerate(runs):
             for edit in run:
                 self.edits.setdefault(stage_of(edit.site), {}).setdefault(i, []).append(edit)
@@ -120,24 +120,24 @@ class Agenda:
             self._places[site] = groups(places(site, self.prompts))
         return self._places[site]
 
-    def alike(self, stage: Stage, shape: torch.Size) -> tuple[list[Alike], np.ndarray, np.ndarray]:
-        """Runs that are edited together at `stage`: their sets, and every run's set (-1: none) and number in it."""
+    def alike(self, stage: Stage, shape: torch.Size) -> tuple[list[Alike], np.ndarray]:
+        """The edits at `stage` that are made together, in sets, and for every run its set (-1: none)."""
         if stage not in self._alike:
             found = Alike.among(self.edits.get(stage, {}), self.placed, shape, self.numbers)
-            of, number = np.full(len(self.runs), -1), np.zeros(len(self.runs), dtype=np.int64)
+            of = np.full(len(self.runs), -1)
             for i, alike in enumerate(found):
-                of[alike.runs], number[alike.runs] = i, np.arange(len(alike))
-            self._alike[stage] = found, of, number
+                of[alike.runs] = i
+            self._alike[stage] = found, of
         return self._alike[stage]
 
     def put(self, stage: Stage, values: Tensor, runs: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-        """Make the edits at `stage` that go together, in place, in `values[row, pos, ...]`; whose rows are left."""
-        found, of, number = self.alike(stage, values.shape)
+        """Make the edits at `stage` that go together, in place, in `values[row, pos, ...]`; which rows are left."""
+        found, of = self.alike(stage, values.shape)
         own = np.asarray(self.numbers)
-        for i, alike in enumerate(found):
-            rows = np.flatnonzero(of[runs] == i)
-            if len(rows):
-                alike.put(values, rows, number[runs[rows]], own[prompts[rows]])
+        for alike in found:
+            row, number = alike.of_rows(runs)
+            if len(row):
+                alike.put(values, row, number, own[prompts[row]])
         return of[runs] < 0
 
     def apply(self, edits: Sequence[Intervention], values: Tensor, prompts: np.ndarray) -> None:
@@ -189,7 +189,7 @@ class Scout:
 
     def look(self, stage: Stage, value: Tensor) -> None:
         """Try every run's edits at `stage` on the base run's value `[prompt, pos, ...]`."""
-        found, of, _ = self.agenda.alike(stage, value.shape)
+        found, of = self.agenda.alike(stage, value.shape)
         for alike in found:
             self._look_at(alike, value)
         tried = []
@@ -216,8 +216,8 @@ class Scout:
             changed = _changed(alike.site, alike.place, old, new).cpu().numpy().reshape(len(numbers), len(prompts), -1)
             hit, runs = changed.any(2), alike.runs[numbers]
             start = np.where(hit, alike.first(numbers)[:, None] + changed.argmax(2), self.n_pos)
-            self.live[runs] |= hit
-            self.start[runs] = np.minimum(self.start[runs], start)
+            np.logical_or.at(self.live, runs, hit)
+            np.minimum.at(self.start, runs, start)
 
     def _note(self, run: int, edit: Intervention, place: Place, members: list[int], changed: np.ndarray) -> None:
         """`changed[prompt, pos of the place]` says where the edit changes the base run."""
