@@ -41,7 +41,7 @@ def chart(
     axes = figure.subplot_mosaic([list(row) for row in panels])
     for name, panel in axes.items():
         panel.set_title(name, loc="left", fontsize=10, color=INK)
-        panel.tick_params(labelsize=8, labelcolor=INK, color=RULE)
+        panel.tick_params(which="both", labelsize=8, labelcolor=INK, color=RULE)
         panel.spines[["top", "right"]].set_visible(False)
         panel.spines[["left", "bottom"]].set_color(RULE)
     return figure, axes

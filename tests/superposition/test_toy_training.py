@@ -151,14 +151,15 @@ def test_training_learns_and_goes_on_from_given_weights():
     assert torch.equal(half.W, train(toys, Exact(3), n_steps=100, learning_rate=0.03, window=10).W)  # not edited
 
 
-def test_an_instance_that_stops_is_as_if_it_had_been_trained_that_long():
-    toys = instances(2, 1, probability=torch.tensor([[0.5], [0.02]]), seed=[0, 1])
+@pytest.mark.parametrize("data", [Exact(4), Samples(256)], ids=repr)
+def test_an_instance_that_stops_is_as_if_it_had_been_trained_that_long(data):
+    toys = instances(2, 1, probability=torch.tensor([[0.5], [0.05]]), seed=[0, 1])
     options = {"learning_rate": 0.03, "weight_decay": 0.0, "window": 20}
-    found = train(toys, Exact(4), n_steps=1000, stop=0.01, **options)
+    found = train(toys, data, n_steps=1000, stop=0.01, **options)
     assert (found.n_steps < 1000).all()
     assert found.n_steps[0] != found.n_steps[1]
     for at, steps in enumerate(found.n_steps.tolist()):
-        alone = train(toys[at : at + 1], Exact(4), n_steps=steps, **options)
+        alone = train(toys[at : at + 1], data, n_steps=steps, **options)
         torch.testing.assert_close(found.W[at], alone.W[0], rtol=0, atol=1e-5)
         assert found.loss[at] == pytest.approx(float(alone.loss[0]), rel=1e-4)
         assert found.losses[steps // 20 :, at].isnan().all()
