@@ -39,13 +39,15 @@ MODEL = {
     "model_name": "tinyworld",
 }
 ROWS, WIDTH = 32, 96
-STEPS = 7900
+STEPS = 8300
 STAGES = (
     (2600, 2e-3, 6600, corpus.MIX),
     (3800, 2e-3, 6600, corpus.LATER_MIX),
     (5400, 2e-3, 6600, corpus.THIRD_MIX),
     (6400, 1.5e-2, 6600, corpus.FOURTH_MIX),
-    (STEPS, 1.2e-2, STEPS, corpus.LAST_MIX),
+    (7400, 1.2e-2, 7900, corpus.FIFTH_MIX),
+    (7800, 4e-2, 8000, corpus.SIXTH_MIX),
+    (STEPS, 0.11, STEPS, corpus.LAST_MIX),
 )
 """Up to which step which learning rate, cosine (its length in steps) and documents; late stages have but its tail."""
 WEIGHT_DECAY, WARM_UP, MAX_NORM = 0.1, 200, 1.0

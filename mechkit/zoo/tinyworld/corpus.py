@@ -95,7 +95,7 @@ FOURTH_MIX: dict[Kind, float] = {
     sums.document: 0.06,
 }
 """The shares of the fourth stage."""
-LAST_MIX: dict[Kind, float] = {
+FIFTH_MIX: dict[Kind, float] = {
     facts.document: 0.10,
     ioi.document: 0.05,
     induction.document: 0.08,
@@ -109,7 +109,37 @@ LAST_MIX: dict[Kind, float] = {
     false_belief.document: 0.06,
     sums.document: 0.05,
 }
-"""The shares of the last stage."""
+"""The shares of the fifth stage."""
+SIXTH_MIX: dict[Kind, float] = {
+    facts.document: 0.08,
+    ioi.document: 0.04,
+    induction.document: 0.07,
+    greater_than.document: 0.28,
+    in_context.document: 0.28,
+    in_context.sentence: 0.08,
+    agreement.document: 0.01,
+    pronouns.document: 0.02,
+    analogies.document: 0.02,
+    calendar.document: 0.03,
+    false_belief.document: 0.05,
+    sums.document: 0.04,
+}
+"""The shares of the sixth stage: more years, which are slowest."""
+LAST_MIX: dict[Kind, float] = {
+    facts.document: 0.06,
+    ioi.document: 0.03,
+    induction.document: 0.06,
+    greater_than.document: 0.45,
+    in_context.document: 0.22,
+    in_context.sentence: 0.06,
+    agreement.document: 0.01,
+    pronouns.document: 0.01,
+    analogies.document: 0.01,
+    calendar.document: 0.03,
+    false_belief.document: 0.03,
+    sums.document: 0.03,
+}
+"""The shares of the last stage: years above all."""
 MEAN_LENGTHS: dict[Kind, float] = {
     facts.document: 16.6,
     early.fact: 16.6,

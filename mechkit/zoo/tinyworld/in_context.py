@@ -47,7 +47,7 @@ OTHERS = tuple(
         if word not in NOUNS_AND_QUALITIES
     )
 )
-"""Words that they are about in the last stage of training as well; the words held out are among these."""
+"""Words that they are about in the last stages of training as well; the words held out are among these."""
 NUMBERS_HELD_OUT = ("02", "03", "05", "06", "08", "three", "seven", "twelve", "sixteen")
 """Held out for both tasks on numbers."""
 HARD = ("next", "previous", *POSITIONAL)
