@@ -115,6 +115,14 @@ def test_the_sum_over_a_tall_matrix_goes_by_its_triangular_factor_and_keeps_smal
     assert float(dimensionality(alone)[-1]) == pytest.approx(1.0)
 
 
+def test_rounding_takes_no_dimensionality_above_1():
+    noise = torch.randn(100, 9, 9, generator=torch.Generator().manual_seed(2), dtype=torch.double)
+    orthogonal = torch.linalg.qr(noise).Q
+    rounded = orthogonal.square().sum(-1) / (orthogonal @ orthogonal.mT).square().sum(-1)
+    assert float(rounded.max()) > 1  # as the formula alone has it
+    assert float(dimensionality(orthogonal).max()) == 1.0
+
+
 def test_instances_are_measured_each_alone():
     W = torch.randn(3, 2, 6, 4, generator=torch.Generator().manual_seed(1))
     for measure in (dimensionality, feature_interference, frame_potential, dimensions_per_feature, singular_values,
