@@ -29,7 +29,7 @@ def test_the_zoo_model_has_a_transcoder_per_layer(model):
     assert [t.layer for t in transcoders] == [0, 1]
     assert [t.hook_in for t in transcoders] == ["blocks.0.ln2.hook_normalized", "blocks.1.ln2.hook_normalized"]
     assert [t.hook_out for t in transcoders] == ["blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"]
-    assert zoo_names() == ["addition"]
+    assert "addition" in zoo_names()
 
 
 def test_they_take_the_dtype_of_the_model():

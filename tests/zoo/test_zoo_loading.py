@@ -51,7 +51,7 @@ def test_the_tokenizer_can_be_given_to_another_model():
 def test_an_unknown_name_is_refused_at_once_and_without_the_network(name, monkeypatch):
     monkeypatch.setattr(socket, "create_connection", lambda *a, **k: pytest.fail("the network was asked"))
     start = time.perf_counter()
-    with pytest.raises(ValueError, match=f"no model '{name}': not in the zoo \\(addition\\)"):
+    with pytest.raises(ValueError, match=f"no model '{name}': not in the zoo \\(addition, tinyworld\\)"):
         load(name)
     assert time.perf_counter() - start < 2
 
@@ -71,7 +71,7 @@ def test_a_hub_model_out_of_reach_is_one_line_that_says_what_works(monkeypatch, 
     with pytest.raises(OSError, match=r"cannot load 'gpt2' from the Hugging Face Hub \(no route") as error:
         load("gpt2")
     assert time.perf_counter() - start < 2
-    assert "use the zoo (addition) or a local model folder" in str(error.value)
+    assert "use the zoo (addition, tinyworld) or a local model folder" in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -93,7 +93,7 @@ def test_an_unknown_processing_is_refused():
 
 
 def test_the_zoo_lists_its_models():
-    assert zoo_names() == ["addition"]
+    assert zoo_names() == ["addition", "tinyworld"]
 
 
 def test_importing_the_zoo_imports_nothing_heavy():
