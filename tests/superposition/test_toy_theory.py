@@ -37,6 +37,14 @@ def test_fixed_weights_lose_what_the_closed_forms_say(p):
     torch.testing.assert_close(least, torch.tensor([3 * left_out(p), 4 * antipodal(p), left_out(p)]))
 
 
+def test_a_third_feature_has_its_own_dimension_where_the_other_two_share():
+    toys = instances(3, 2, probability=0.1, importance=torch.tensor([1.0, 1.0, 4.0]))
+    shared = Weights(torch.tensor([[[1.0, -1.0, 0.0], [0.0, 0.0, 1.0]]]), torch.zeros(1, 3))
+    dedicated = phase_losses(torch.tensor([0.1]), torch.tensor([4.0]), 3)[0, 2]
+    assert float(expected_loss(toys, shared, 20)) == pytest.approx(float(dedicated), rel=5e-3)  # kinks
+    assert float(phase_losses(torch.ones(1), torch.ones(1), 3)[0, 2]) == pytest.approx(left_out(1.0))  # one left out
+
+
 @pytest.mark.parametrize("n", [2, 3])
 def test_no_outcome_beats_the_best_trained_model_by_more_than_the_grid_of_theory_knows(n):
     p, importance = torch.tensor([0.8, 0.3, 0.05]), torch.tensor([0.3, 1.0, 4.0])

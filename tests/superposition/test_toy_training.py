@@ -100,10 +100,11 @@ def test_a_batch_trains_every_instance_as_a_plain_loop_does(kind):
 def test_an_instance_does_not_depend_on_its_batch(data, chunks, monkeypatch):
     toys = mixed()
     memory = None if chunks != "in chunks" else 3 * spec_bytes(toys, data)
-    if chunks == "out of memory":
-        monkeypatch.setattr(training, "losses_and_gradients", crowded(2))
+    sizes, most = set(), 2 if chunks == "out of memory" else 6
+    monkeypatch.setattr(training, "losses_and_gradients", crowded(most, sizes))
     found = train(toys, data, n_steps=50, memory=memory)
     monkeypatch.undo()
+    assert max(sizes) == {"together": 6, "in chunks": 3, "out of memory": 2}[chunks]
     for at in range(6):
         own = Finite(data.x[at : at + 1]) if isinstance(data, Finite) else data
         alone = train(toys[at : at + 1], own, n_steps=50)
@@ -118,12 +119,13 @@ def spec_bytes(toys, data):
     return int(training.instance_bytes(toys, data.n_rows(toys)) / 0.7) + 1
 
 
-def crowded(most):
-    """The gradient on a machine that holds `most` instances."""
+def crowded(most, sizes):
+    """The gradient on a machine that holds `most` instances; notes in `sizes` how many it saw."""
 
     def step(kind, weights, rows, importance):
         if len(weights.b) > most:
             raise RuntimeError("out of memory")
+        sizes.add(len(weights.b))
         return losses_and_gradients(kind, weights, rows, importance)
 
     return step
