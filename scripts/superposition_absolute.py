@@ -45,8 +45,10 @@ def main(
     )  # fmt: skip
     with bars(sys.stderr):
         trained = train(toys, n_steps=steps, device=device, label="absolute values")
+    out.mkdir(parents=True, exist_ok=True)
+    kept = trained.save(out / "superposition_absolute.safetensors")
     table = measured(trained)
-    settings = f"n = {N}, m = {M}, I = {RATIO}^i, {steps} steps of 1,024 samples, seed {seed}"
+    settings = f"n = {N}, m = {M}, I = {RATIO}^i, {steps} steps of 1,024 samples, seed {seed}; weights kept as {kept}"
     report_figure(claims(table), table, picture(table, trained), out / "superposition_absolute", settings)
 
 
@@ -61,7 +63,7 @@ def measured(trained: Trained) -> pd.DataFrame:
     carried = features_per_neuron(rebuilt)
     used = rebuilt.amax(1) > 0.1
     size = trained.W.mT * trained.weights.output
-    gains = torch.stack([torch.where(trained.W.mT.sign() == sign, size, 0).sum(2) for sign in (1, -1)]).amin(0)
+    gains = torch.stack([(sign * size).where(trained.W.mT.sign() == sign, 0.0).sum(2) for sign in (1, -1)]).amin(0)
     rows = []
     for at, density in enumerate(DENSITIES):
         mine = carried[at][used[at]]

@@ -93,6 +93,17 @@ def test_the_geometry_lines_count_the_features_that_lie_on_them():
     assert of["pairs"]["line of the antipodal pair, D = 0.5"].measured.startswith("8 features")
 
 
+def test_a_feature_is_computed_where_both_signs_are(monkeypatch):
+    monkeypatch.setattr(superposition_absolute, "DENSITIES", (1.0,))
+    toys = instances(3, 4, kind="absolute")
+    read = torch.tensor([[2.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]])
+    write = torch.tensor([[0.5, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]])  # of the second feature one sign alone
+    weights = Weights(read[None], torch.zeros(1, 3), write[None])
+    trained = Trained(toys, weights, torch.ones(1, 1), 1, torch.ones(1, dtype=torch.int64))
+    found = superposition_absolute.measured(trained).iloc[0]
+    assert (found["features_computed"], found["neurons_used"], found["monosemantic"]) == (1, 3, 1)
+
+
 def command(capsys, *arguments):
     assert run(["superposition", "toy", *arguments, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
