@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from mechkit.core.files import write_atomic
@@ -45,8 +46,17 @@ def merge(model, saes: Mapping[str, Any], rows: Rows, out: Path, settings: Setti
             np.save(home / f"{key}.npy", value)
         if settings.keep == "all":
             _everything(paths, number, arrays["histogram"].sum(1), rows.n_tokens, home)
-        sae.save_model(home / "sae")
+        _save_sae(sae, home / "sae")
     _write_manifest(out, rows, n_counted, settings)
+
+
+def _save_sae(sae, home: Path) -> None:
+    """The SAE in SAELens's format; its own `save_model` refuses weights that are views of others."""
+    home.mkdir(exist_ok=True)
+    weights = sae.state_dict()
+    sae.process_state_dict_for_saving(weights)
+    write_atomic(home / "sae_weights.safetensors", save({key: one.cpu().contiguous() for key, one in weights.items()}))
+    write_atomic(home / "cfg.json", json.dumps(sae.cfg.to_dict()))
 
 
 def _write_manifest(out: Path, rows: Rows, n_counted: int, settings: Settings) -> None:

@@ -271,6 +271,17 @@ def test_questions_without_an_answer_are_said(index, ask, words):
         ask(index)
 
 
+def test_the_copy_of_the_sae_is_the_sae(model, tmp_path):
+    from sae_lens import SAE
+
+    sae = tiny_sae()
+    sae.W_enc.data = sae.W_dec.data.T  # a view, which SAELens does not save
+    index = scan(model, sae, token_rows(5), tmp_path / "index", **KEPT)
+    copy = SAE.load_from_disk(index.folder / "saes" / index.sae / "sae")
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(copy(x), sae(x))
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "saes/blocks.1.hook_resid_pre/histogram.npy", "corpus/tokens.npy"])
 def test_a_damaged_index_is_said(model, sae, tmp_path, name):
     index = scan(model, sae, token_rows(5), tmp_path / "index", **KEPT)
