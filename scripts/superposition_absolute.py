@@ -101,7 +101,7 @@ def claims(table: pd.DataFrame) -> list[Claim]:
     most = table.loc[table["asymmetric_neurons"].idxmax()]
     unequal = f"{int(most['asymmetric_neurons'])} of {int(most['shared_neurons'])} neurons of two features or more, "
     unequal += f"twofold or more, at 1 - S = {most['density']:g}"
-    grows = table["features_computed"].max() > dense["features_computed"]
+    grows = table["features_computed"].max() > M // 2
     return [
         Claim(
             "dense: neurons of one feature", "all", f"{dense['monosemantic']:.0%} of {used} in use",
