@@ -52,12 +52,14 @@ def test_every_row_and_every_document_begins_with_a_bos():
 def test_each_kind_has_about_its_share_of_the_tokens():
     draw = random.Random(3)
     lengths = {}
-    for kind in corpus.MIX:
+    for kind in corpus.MEAN_LENGTHS:
         made = [kind(draw) for _ in range(600)]
         lengths[kind] = sum(len(encode(one) if isinstance(one, str) else one) + 1 for one in made) / len(made)
     # Four standard errors of the mean of the kind whose lengths vary most (random words).
     assert lengths == pytest.approx(corpus.MEAN_LENGTHS, rel=0.1)
-    assert sum(corpus.MIX.values()) == pytest.approx(1)
+    for mix in (corpus.MIX, corpus.LATER_MIX, corpus.THIRD_MIX, corpus.FOURTH_MIX, corpus.FIFTH_MIX, corpus.SIXTH_MIX):
+        assert sum(mix.values()) == pytest.approx(1)
+    assert sum(corpus.LAST_MIX.values()) == pytest.approx(1)
 
 
 def test_the_vocabulary_is_the_stored_one_and_no_document_needs_more():
