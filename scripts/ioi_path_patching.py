@@ -1,7 +1,7 @@
 """Wang et al. 2022's walk back from the answer: which heads write it, and who tells those heads where to look.
 
-    python scripts/ioi_path_patching.py                      # GPT-2 small where the Hub is reachable, else bundled sums
-    python scripts/ioi_path_patching.py --model addition --prompts 50 --out figures/paths
+    python scripts/ioi_path_patching.py                      # GPT-2 small where the Hub is reachable, else tinyworld
+    python scripts/ioi_path_patching.py --model addition --prompts 50 --out figures/paths             # on sums
 
 Every head sends what it has on prompts without the answer, along its paths into some receivers alone: first the logits;
 then the queries of the heads found there (the name movers, on GPT-2); then the values of the heads found next
@@ -20,7 +20,7 @@ import mechkit as mk
 from mechkit.report.console import plain, table, terminal
 from mechkit.viz.result_png import result_png
 
-OFFLINE = "addition"
+OFFLINE = "tinyworld"
 """The model that stands in for GPT-2 where the Hub is out of reach."""
 
 
@@ -84,13 +84,13 @@ def reachable(name: str) -> tuple[Any, str]:
     except OSError as error:
         if name != "gpt2":
             raise
-        terminal().print(f"gpt2 is out of reach ({plain(str(error))}); this run is on '{OFFLINE}' and its sums\n")
+        terminal().print(f"gpt2 is out of reach ({plain(str(error))}); this run is on '{OFFLINE}'\n")
         return mk.load(OFFLINE), OFFLINE
 
 
 def pair_for(model: Any, name: str, n: int, seed: int) -> tuple[mk.Pair, str]:
-    """The task that the model knows: sums for the bundled one, else indirect objects, with what to call it."""
-    if name == OFFLINE:
+    """The task that the model knows, with what to call it: sums for the model of sums, else indirect objects."""
+    if name == "addition":
         return mk.tasks.addition(n, seed), "sums a+b=, corrupt in b, by the addition model"
     return mk.tasks.ioi(n, seed, model=model), f"indirect objects, corrupt by three other names, by {name}"
 

@@ -26,18 +26,47 @@ from mechkit.dictionaries.sae_training import Plan, train_mlp_transcoder, train_
 from mechkit.dictionaries.scores import accuracy, replacing
 from mechkit.dictionaries.transcoder import mlp_hooks
 from mechkit.zoo import load_folder, processing_of
-from mechkit.zoo.tinyworld import BUILDERS, corpus
+from mechkit.zoo.tinyworld import (
+    BUILDERS,
+    agreement,
+    analogies,
+    calendar,
+    corpus,
+    facts,
+    false_belief,
+    greater_than,
+    in_context,
+    induction,
+    ioi,
+    pronouns,
+    sums,
+)
 
 HOME = Path(corpus.__file__).parent
 SAE_HOOKS = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
 """A middle layer and a late one."""
+MIX: dict[corpus.Kind, float] = {
+    facts.document: 0.20,
+    ioi.document: 0.08,
+    induction.document: 0.10,
+    greater_than.document: 0.07,
+    in_context.document: 0.20,
+    in_context.sentence: 0.10,
+    agreement.document: 0.04,
+    pronouns.document: 0.04,
+    analogies.document: 0.04,
+    calendar.document: 0.04,
+    false_belief.document: 0.05,
+    sums.document: 0.04,
+}
+"""The share of each kind of document in the text that dictionaries are trained and scored on."""
 WIDTH = 96
-N_TRAIN, N_TEST = 5000, 400
+N_TRAIN, N_TEST = 4000, 400
 """Rows of text that dictionaries are trained and scored on."""
 TRAIN_SEED, TEST_SEED = 10**12, 2 * 10**12
 """Seeds of texts that no other script draws."""
-SAE_PLAN = Plan(d_features=1024, l0=16, n_rows=1_200_000)
-TRANSCODER_PLAN = Plan(d_features=1024, l0=16, n_rows=1_200_000)
+SAE_PLAN = Plan(d_features=1024, l0=16, n_rows=600_000)
+TRANSCODER_PLAN = Plan(d_features=1024, l0=16, n_rows=600_000)
 BEHAVIOURS = ("facts", "ioi", "induction", "in_context")
 """Held-out prompts whose answers are counted with dictionaries in place."""
 N_PROMPTS = 200
@@ -52,13 +81,14 @@ def wanted(folder: Path, model) -> dict[Path, tuple[str, str]]:
     return saes | {folder / "transcoders" / f"layer_{layer}": mlp_hooks(model, layer) for layer in layers}
 
 
-def train_missing(folder: Path, runs: Path, device: str, only: str) -> None:
-    """Train the dictionaries that are not there and whose path holds `only`."""
+def train_missing(folder: Path, runs: Path, device: str, only: Sequence[str] = ("",)) -> None:
+    """Train the dictionaries that are not there and whose path holds one of `only`."""
     model = load_folder(folder, name="tinyworld", device=device, dtype=torch.float32)
-    todo = {path: hooks for path, hooks in wanted(folder, model).items() if not path.is_dir() and only in str(path)}
+    chosen = lambda path: not path.is_dir() and any(part in str(path) for part in only)  # noqa: E731
+    todo = {path: hooks for path, hooks in wanted(folder, model).items() if chosen(path)}
     if not todo:
         return
-    tokens = corpus.batch(N_TRAIN, width=WIDTH, seed=TRAIN_SEED)
+    tokens = corpus.batch(N_TRAIN, width=WIDTH, seed=TRAIN_SEED, mix=MIX)
     rows = read_rows(model, sorted({hook for hooks in todo.values() for hook in hooks}), tokens)
     for path, hooks in todo.items():
         start = time.perf_counter()
@@ -93,7 +123,7 @@ def check(folder: Path) -> str:
     """Every score of the stored dictionaries, as the lines of the model card."""
     model = load_folder(folder, name="tinyworld", device="cpu", dtype=torch.float32)
     saes, transcoders = saes_for(model), load_transcoders(folder / "transcoders", model)
-    tokens = corpus.batch(N_TEST, width=WIDTH, seed=TEST_SEED)
+    tokens = corpus.batch(N_TEST, width=WIDTH, seed=TEST_SEED, mix=MIX)
     named = {f"SAE {hook}": sae for hook, sae in saes.items()} | {f"transcoder {t.layer}": t for t in transcoders}
     found = fidelity(model, list(named.values()), tokens)
     lines = [
@@ -140,7 +170,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="only score what is stored")
     parser.add_argument("--out", type=Path, default=HOME, help="the model folder")
     parser.add_argument("--runs", type=Path, default=Path("runs/tinyworld_dictionaries"), help="where checkpoints go")
-    parser.add_argument("--only", default="", help="train those whose path holds this, such as saes or layer_0")
+    parser.add_argument("--only", nargs="+", help="only train, those whose path holds one of these: saes layer_0 ...")
     parser.add_argument("--device", default="cpu", help="where to train")
     return parser.parse_args()
 
@@ -151,7 +181,7 @@ def main() -> None:
     torch.set_num_threads(1)  # sums in one order: the same seeds give the same bits
     with showing(lambda items, label, total: track(items, label, total)):
         if not arguments.check:
-            train_missing(arguments.out, arguments.runs, arguments.device, arguments.only)
+            train_missing(arguments.out, arguments.runs, arguments.device, arguments.only or [""])
         if arguments.check or not arguments.only:
             scores = check(arguments.out)
             print(scores)

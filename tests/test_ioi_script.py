@@ -28,17 +28,20 @@ def test_the_walk_on_names_reaches_keys_and_values(gpt2_like, tmp_path, capsys, 
     assert said.count("wrote") == len(list(tmp_path.glob("*.png"))) >= 2
 
 
-def test_where_gpt2_is_out_of_reach_the_run_says_what_it_is_on(addition, tmp_path, capsys, monkeypatch):
+def test_where_gpt2_is_out_of_reach_the_run_says_what_it_is_on(tmp_path, capsys, monkeypatch):
+    real = mk.load
+
     def load(name):
-        if name == "gpt2":
+        if name in ("gpt2", "another"):
             raise OSError("no network")
-        return addition
+        return real(name)
 
     monkeypatch.setattr(mk, "load", load, raising=False)
     script.main("gpt2", prompts=2, seed=0, out=tmp_path, top=1)
     said = capsys.readouterr().out
-    assert "gpt2 is out of reach (no network); this run is on 'addition' and its sums" in said
-    monkeypatch.setattr(mk, "load", lambda name: load("gpt2"))
+    assert "gpt2 is out of reach (no network); this run is on 'tinyworld'" in said
+    assert "indirect objects, corrupt by three other names, by tinyworld, 2 pairs" in said
+    assert "the wrong answer leads on 0.0%" in said
     with pytest.raises(OSError, match="no network"):
         script.main("another", out=tmp_path)
 

@@ -74,16 +74,16 @@ def test_every_dictionary_of_tinyworld_is_trained_once_and_scored(small_world, t
     small = {"SAE_PLAN": plan, "TRANSCODER_PLAN": plan, "N_TRAIN": 60, "N_TEST": 4, "N_PROMPTS": 5, "HOME": small_world}
     for name, value in small.items():
         monkeypatch.setattr(script, name, value)
-    script.train_missing(small_world, tmp_path, "cpu", "saes")
+    script.train_missing(small_world, tmp_path, "cpu", ["saes"])
     model = load_folder(small_world, device="cpu")
     assert list(saes_for(model)) == list(script.SAE_HOOKS)
     assert not (small_world / "transcoders").exists()
-    script.train_missing(small_world, tmp_path, "cpu", "")
+    script.train_missing(small_world, tmp_path, "cpu")
     assert [t.hook_out for t in load_transcoders(small_world / "transcoders", model)] == [
         f"blocks.{layer}.hook_mlp_out" for layer in range(3)
     ]
     assert capsys.readouterr().out.count("trained in") == 5
-    script.train_missing(small_world, tmp_path, "cpu", "")
+    script.train_missing(small_world, tmp_path, "cpu")
     assert "trained in" not in capsys.readouterr().out
     scores = script.check(small_world)
     assert scores.count("variance explained") == 5

@@ -47,9 +47,9 @@ class Plan:
     """Rows of activations it is trained on, drawn with replacement."""
     batch: int = 1024
     """Rows per step."""
-    learning_rate: float = 8e-3
+    learning_rate: float = 4e-3
     """Adam's, after a short warm-up, falling to zero over the last two fifths."""
-    dead_after: int = 200
+    dead_after: int = 50
     """Steps without firing after which a feature is given the rest of others' errors to explain."""
     seed: int = 0
     """Of the first weights and of the rows that are drawn."""

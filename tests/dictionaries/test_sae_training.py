@@ -11,7 +11,7 @@ from mechkit.dictionaries import sae_training
 from mechkit.dictionaries.sae_training import Plan, Side, drawn, train_mlp_transcoder, train_sae, unscaled
 
 D, N_TRUE = 24, 32
-PLAN = Plan(d_features=48, l0=3, n_rows=60_000, batch=256, dead_after=30)
+PLAN = Plan(d_features=48, l0=3, n_rows=60_000, batch=256, learning_rate=8e-3, dead_after=30)
 
 
 def world(seed=0):
