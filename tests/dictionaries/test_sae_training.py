@@ -42,7 +42,7 @@ def test_an_sae_finds_the_true_directions(trained):
     assert float(likeness.amax(0).median()) > 0.85
     assert explained(sae(rows), rows) > 0.75
     assert 2 < float((sae.encode(rows) > 0).float().sum(1).mean()) < 4.5
-    start = torch.nn.functional.normalize(torch.randn(48, D, generator=torch.Generator().manual_seed(0)), dim=1)
+    start = torch.nn.functional.normalize(torch.randn(48, D, generator=torch.Generator().manual_seed(9)), dim=1)
     assert float((start @ directions.T).amax(0).median()) < 0.7  # nothing to do with training
 
 
