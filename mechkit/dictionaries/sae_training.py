@@ -44,7 +44,8 @@ class Plan:
     l0: float | int
     """Mean number of active features per row."""
     n_rows: int
-    """Rows of activations it is trained on, drawn with replacement."""
+    """Rows of activations it is trained on, drawn with replacement; fewer than some 300 batches leave SAELens's running
+    threshold, of which each batch is a hundredth, too low, and the stored dictionary denser than `l0`."""
     batch: int = 1024
     """Rows per step."""
     learning_rate: float = 4e-3
