@@ -39,14 +39,14 @@ class Rows:
         """The corpus in an index's folder. Raises ValueError where a file of it is missing or damaged."""
         try:
             about = json.loads((folder / FOLDER / FILE).read_text())
-            arrays = [
+            tokens, starts, sources = (
                 np.load(folder / FOLDER / f"{name}.npy", mmap_mode="r") for name in ("tokens", "starts", "sources")
-            ]
+            )
         except (OSError, ValueError) as error:
             raise ValueError(f"the corpus in '{folder}' is damaged ({error}); scan into a new folder") from error
-        if len(arrays[0]) != about["n_tokens"] or len(arrays[1]) != about["n_rows"] + 1:
+        if len(tokens) != about["n_tokens"] or len(starts) != about["n_rows"] + 1:
             raise ValueError(f"the corpus in '{folder}' is damaged: its arrays are not as long as {FILE} says")
-        return cls(*arrays, about)
+        return cls(tokens, starts, sources, about)
 
     @property
     def n_rows(self) -> int:
