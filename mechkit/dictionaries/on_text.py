@@ -1,9 +1,8 @@
 """A model's activations on text, and how well a dictionary stands in for them: what it misses, how sparse it is, what
 it costs.
 
->>> found = fidelity(model, [sae], tokens)[0]
->>> found.hook, found.explained_variance, found.l0, found.recovered
-('blocks.2.hook_resid_post', 0.93, 16.2, 0.98)
+    found = fidelity(model, [sae], tokens)[0]
+    found.hook, found.explained_variance, found.l0, found.recovered  # ('blocks.2.hook_resid_post', 0.93, 16.2, 0.98)
 """
 
 import re

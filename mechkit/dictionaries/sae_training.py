@@ -7,10 +7,9 @@ BatchTopK SAE with an output of its own.
 
 Training goes on from SAELens's last checkpoint; a folder that is there is complete.
 
->>> rows = read_rows(model, ["blocks.1.hook_resid_post"], tokens)
->>> train_sae("saes/one", rows["blocks.1.hook_resid_post"], Plan(d_features=32, l0=4, n_rows=2000, batch=100))
->>> load_sae("saes/one", model).cfg.architecture()
-'jumprelu'
+    rows = read_rows(model, ["blocks.1.hook_resid_post"], tokens)
+    train_sae("saes/one", rows["blocks.1.hook_resid_post"], Plan(d_features=32, l0=4, n_rows=2000, batch=100))
+    load_sae("saes/one", model).cfg.architecture()  # 'jumprelu'
 """
 
 import json

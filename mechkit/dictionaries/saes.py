@@ -3,10 +3,9 @@
 Unlike transcoders (`loading`), an SAE stays the SAELens object that it is: all its kinds are read, and SAELens takes
 seconds to import.
 
->>> saes = saes_for(model)                                     # those of a bundled model, by hook
->>> sae = load_sae("saes/blocks.2.hook_resid_post", model)
->>> sae.encode(cache[sae.cfg.metadata.hook_name]).shape
-torch.Size([50, 12, 1024])
+    saes = saes_for(model)                                     # those of a bundled model, by hook
+    sae = load_sae("saes/blocks.2.hook_resid_post", model)
+    sae.encode(cache[sae.cfg.metadata.hook_name]).shape  # torch.Size([50, 12, 1024])
 """
 
 import warnings

@@ -4,8 +4,8 @@ The corpus is tokenised to disk, then read in stretches. Each stretch is written
 put together at the end (`merging`). Killed at any moment and called again, a scan goes on where it stopped and gives
 the index that an undisturbed one gives, bit for bit.
 
->>> index = scan(model, sae, "stories.txt", "features")
->>> index.examples(12)
+    index = scan(model, sae, "stories.txt", "features")
+    index.examples(12)
 """
 
 import json

@@ -3,7 +3,7 @@
 For models as GPT-2 is built: learned positions, LayerNorm, attention and then an MLP. A test holds the logits equal to
 the hooked model's own.
 
->>> text_loss(model, tokens, tied=True)          # mean over all tokens but the first, in nats
+    text_loss(model, tokens, tied=True)          # mean over all tokens but the first, in nats
 """
 
 import torch.nn.functional as F

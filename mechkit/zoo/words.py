@@ -1,7 +1,7 @@
 """Words that a model reads as one token, of which the prompts of the papers' tasks are made.
 
 >>> single_tokens(model, ["35", "+"], before="")
-{'35': 35, '+': 199}
+{'35': 35, '+': 200}
 """
 
 import random

@@ -8,6 +8,7 @@ are held-out ones unless `held_out=False`, and start with a BOS.
 
 >>> from mechkit.zoo.tinyworld import BUILDERS
 >>> BUILDERS["facts"](2, seed=0).clean.text
+('tourists who want the Prado Theater fly to the land of', 'Chanel Perfumes was started by')
 """
 
 from mechkit.core.lazy import lazily

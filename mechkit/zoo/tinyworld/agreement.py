@@ -6,6 +6,7 @@ in neither number.
 Source: Linzen et al. 2016 (arXiv 1611.01368); the sentences are mechkit's own.
 
 >>> agreement(2, seed=0).clean.text[0]
+'the soldier with the cellos'
 """
 
 import random

@@ -5,6 +5,7 @@ couples, such as (man, woman) and (king, queen), a fifth are held out: they neve
 family words also stand in sentences that differ by sex only, for their embeddings to be compared (king - man + woman).
 
 >>> analogies(2, seed=0).clean.text[0]
+'Kenya is to Nairobi as Morocco is to'
 """
 
 import random

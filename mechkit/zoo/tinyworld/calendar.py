@@ -3,6 +3,7 @@
 A fifth of all questions (a day or month, a number, before or after) are held out: training never answers them.
 
 >>> calendar(2, seed=0).clean.text[0]
+'ten months after June comes'
 """
 
 import random

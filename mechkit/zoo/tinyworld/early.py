@@ -3,6 +3,8 @@
 Kept so that the whole training text can be made again. The card says what was wrong with them.
 
 >>> lists(random.Random(0))
+'Germany -> Berlin ; Hungary -> Budapest ; Nepal -> Kathmandu ; Morocco -> Rabat ; Brazil -> Brasilia ; Peru -> Lima
+; Croatia -> Zagreb ; Sweden -> Stockholm ; Cuba -> Havana.'
 """
 
 import random

@@ -6,6 +6,7 @@ held out for it. Some facts are real ("Mike Tyson plays the sport of boxing"); m
 
 >>> pair = facts(5, seed=0)
 >>> pair.clean.positions("subject[-1]")
+[6, 2, 2, 6, 2]
 """
 
 import random

@@ -10,6 +10,8 @@ first place and a second place are held out: no training story has them.
 Source: the unexpected-transfer task of Wimmer and Perner 1983; the sentences are mechkit's own.
 
 >>> false_belief(2, seed=0).clean.text[0]
+'Sarah put the doll in the chest. Sarah walked out of the room. Jason moved the doll to the drawer. Sarah came back
+to the doll. Sarah looked for the doll in the'
 """
 
 import random

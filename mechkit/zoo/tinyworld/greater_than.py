@@ -6,6 +6,7 @@ when to when they lasted, only that there was one.
 Source: Hanna et al. 2023 (arXiv 2305.00586), section 2; the sentences are mechkit's own.
 
 >>> greater_than(2, seed=0).clean.text[0]
+'from 15 56 the crisis continued until 15'
 """
 
 import random

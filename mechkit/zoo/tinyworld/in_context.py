@@ -8,6 +8,7 @@ fifth of the words, but nine of 118 numbers, and 121 of 845 words to copy. Most 
 Source: the tasks are of the kind of Todd et al. 2023 (arXiv 2310.15213) and Hendel et al. 2023 (arXiv 2310.15916).
 
 >>> in_context(3, seed=0, task="opposite", n_examples=4).clean.text[0]
+'harsh -> mild ; angry -> calm ; big -> small ; low -> high ; early ->'
 """
 
 import random

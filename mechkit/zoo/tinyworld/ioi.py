@@ -7,6 +7,7 @@ such a sentence, or in a story of false belief. One text in eight names a third 
 Source: Wang et al. 2022 (arXiv 2211.00593), section 2; the sentences are mechkit's own.
 
 >>> ioi(3, seed=0).clean.spans["S2"]
+((10, 11), (11, 12), (12, 13))
 """
 
 import random

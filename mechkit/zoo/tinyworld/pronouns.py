@@ -4,6 +4,7 @@ A quarter of the first names are held out: no pronoun ever follows them in train
 "Mary is a daughter" says who they are.
 
 >>> pronouns(2, seed=0).clean.text[0]
+'Laura opened the door of'
 """
 
 import random

@@ -4,6 +4,7 @@ Sums and differences from zero to twenty. A sixth of them are held out, a sum wi
 answers them in any sentence.
 
 >>> sums(2, seed=0).clean.text[0]
+'eight minus two makes'
 """
 
 import random
