@@ -1,7 +1,7 @@
 """What the features of SAEs do on a corpus: one pass over it makes an index, which answers questions in milliseconds.
 
-    index = scan(model, sae, "stories.txt", "features")
-    index.feature(12).density, index.examples(12)
+index = scan(model, sae, "stories.txt", "features")
+index.feature(12).density, index.examples(12)
 """
 
 from mechkit.core.lazy import lazily

@@ -1,8 +1,8 @@
 """`FeatureIndex`: what `scan` wrote, as questions and answers. Arrays stay on disk; an answer reads what it needs.
 
-    index = FeatureIndex.open("features")
-    index.lookup("Once upon a time").top(5)
-    index.feature(12), index.examples(12), index.similar(12)
+index = FeatureIndex.open("features")
+index.lookup("Once upon a time").top(5)
+index.feature(12), index.examples(12), index.similar(12)
 """
 
 from dataclasses import dataclass
