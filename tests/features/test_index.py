@@ -279,7 +279,9 @@ def test_the_copy_of_the_sae_is_the_sae(model, tmp_path):
     index = scan(model, sae, token_rows(5), tmp_path / "index", **KEPT)
     copy = SAE.load_from_disk(index.folder / "saes" / index.sae / "sae")
     x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(copy(x), sae(x))
+    for name, weights in sae.state_dict().items():
+        assert torch.equal(copy.state_dict()[name], weights)
+    assert torch.allclose(copy(x), sae(x), atol=1e-5)  # products with a view sum in another order
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "saes/blocks.1.hook_resid_pre/histogram.npy", "corpus/tokens.npy"])
