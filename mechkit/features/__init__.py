@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazily(
     {
         "FeatureIndex": "index",
         "documents": "sources",
+        "effect": "effects",
         "scan": "scanning",
         "weights_hash": "provenance",
     },

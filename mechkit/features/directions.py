@@ -1,10 +1,19 @@
 """What the features of an SAE write: directions of the residual stream, and the tokens these promote."""
 
 import re
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+
+@torch.no_grad()
+def decoder_rows(sae, features: Iterable[int]) -> Float[Tensor, "feature d_out"]:
+    """What each feature adds to an SAE's output for an activation of 1, before any rescaling by the input's size."""
+    rows = sae.W_dec[list(features)]
+    rescaled = getattr(sae.cfg, "rescale_acts_by_decoder_norm", False)
+    return rows / rows.norm(dim=1, keepdim=True) if rescaled else rows
 
 
 @torch.no_grad()

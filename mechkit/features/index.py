@@ -5,6 +5,7 @@ index.lookup("Once upon a time").top(5)
 index.feature(12), index.examples(12), index.similar(12)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,9 @@ from mechkit.features.files import SAES, Arrays, Text, damaged, read_manifest
 from mechkit.features.ranked import Ranked
 
 if TYPE_CHECKING:
+    from mechkit.core.result import Result
     from mechkit.features.labels import Labels
+    from mechkit.features.questions import Lookup
 
 BANDS = 4
 """Quantile bands of a feature's firings that examples come from."""
@@ -261,11 +264,17 @@ class FeatureIndex:
         """Call a feature something; see `Labels.add`."""
         self.labels.add(id, text, source, automatic)
 
-    def lookup(self, prompt: Any, n: int | None = None) -> Ranked:
-        """The features of each token of a prompt, most active first; see `questions.lookup`."""
+    def lookup(self, prompt: Any, n: int | None = None, *, effect: Any = None) -> "Lookup":
+        """The features of each token of a prompt, by activation or by effect on a metric; see `questions.lookup`."""
         from mechkit.features.questions import lookup
 
-        return lookup(self, prompt, n)
+        return lookup(self, prompt, n, effect=effect)
+
+    def effect(self, features: int | Sequence[int], prompts: Any, metric: Any = None, **options: Any) -> "Result":
+        """What features do to a metric on prompts, taken out or steered; see `questions.effect`."""
+        from mechkit.features.questions import effect
+
+        return effect(self, features, prompts, metric, **options)
 
     def contrast(self, texts_a: Any, texts_b: Any, **options: Any) -> Ranked:
         """The features that tell two sets of texts apart; see `questions.contrast`."""

@@ -4,7 +4,7 @@ The model is the one given when the index was opened, else loaded by the name in
 must hash to those that were scanned. The SAE is the copy in the index.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechkit.core.metrics import Metric
 from mechkit.core.progress import progress
+from mechkit.core.prompts import Prompts
 from mechkit.features.corpus import bos_of
 from mechkit.features.files import SAES
 from mechkit.features.provenance import refuse, weights_hash
@@ -45,13 +47,19 @@ class Lookup(Ranked):
 
 
 @torch.no_grad()
-def lookup(index: "FeatureIndex", prompt: Any, n: int | None = None) -> Lookup:
-    """The features that fire on each token of `prompt` (text or token ids), most active first.
+def lookup(
+    index: "FeatureIndex", prompt: Any, n: int | None = None, *, effect: Metric | Callable | None = None
+) -> Lookup:
+    """The features that fire on each token of `prompt` (text, token ids or a `Prompts`), most active first.
 
     Columns: `pos`, `token`, `feature`, `activation`, and `share`, the part of the features' written sum that this one
     accounts for (its projection on the sum; shares of a token sum to 1). `n` keeps the first `n` of each token.
+    With a metric as `effect` there is a column of that name, the change of the metric when that firing is taken out
+    alone (below 0: the firing raises the metric), and rows are ranked by its size. A metric that needs an answer takes
+    the model's own likeliest next token, unless a `Prompts` carries one.
 
-    Unit: the SAE's activations. Cost: one forward pass as far as the SAE's hook.
+    Unit: the SAE's activations, or the metric's. Cost: one forward pass as far as the SAE's hook; with `effect` a
+    sweep of a run per row besides.
     Raises ValueError where the model at hand is not the one that was scanned, and for an empty or too long prompt.
     """
     model, sae = model_of(index), sae_of(index)
@@ -63,15 +71,12 @@ def lookup(index: "FeatureIndex", prompt: Any, n: int | None = None) -> Lookup:
     values = values_at(model, tokens, [hook, out])
     active = encoded(sae, values[hook], real)
     words = [index.text.word(token) for token in ids]
-    pos, feature = active.nonzero(as_tuple=True)
-    written = active.float() @ sae.W_dec.float()
-    share = _shares(active.float(), written, sae.W_dec.float(), pos, feature)
-    rows = pd.DataFrame(
-        {"pos": pos.cpu(), "token": [words[i] for i in pos.tolist()], "feature": feature.cpu(),
-         "activation": active[pos, feature].float().cpu(), "share": share.cpu()}
-    )  # fmt: skip
-    order = np.lexsort((rows["feature"], rows["pos"], -rows["activation"].abs()))
-    rows = rows.iloc[order].reset_index(drop=True)
+    rows, unit = _firings(active.float(), sae, words), "activation"
+    by = rows["activation"]
+    if effect is not None:
+        rows, unit = _with_effect(index, rows, prompt if isinstance(prompt, Prompts) else ids, effect)
+        by = rows["effect"]
+    rows = rows.iloc[np.lexsort((rows["feature"], rows["pos"], -by.abs()))].reset_index(drop=True)
     if n is not None:
         rows = rows.groupby("pos", sort=False).head(n).reset_index(drop=True)
     target = own_part(sae, values[out]).flatten(2)[0].float()
@@ -79,7 +84,56 @@ def lookup(index: "FeatureIndex", prompt: Any, n: int | None = None) -> Lookup:
     ignored = set(index.manifest["settings"]["ignore"])
     of_tokens = {"pos": range(len(ids)), "token": words, "n_features": (active != 0).sum(1).cpu(), "error": error.cpu()}
     table = pd.DataFrame(of_tokens).assign(counted=[token not in ignored for token in ids])
-    return Lookup(rows, "activation", {"prompt": "".join(words)}, table)
+    return Lookup(rows, unit, {"prompt": "".join(words)}, table)
+
+
+def _firings(active: Float[Tensor, "pos feature"], sae, words: Sequence[str]) -> pd.DataFrame:
+    """A row for every feature that fires on a token."""
+    pos, feature = active.nonzero(as_tuple=True)
+    W_dec = sae.W_dec.float()
+    share = _shares(active, active @ W_dec, W_dec, pos, feature)
+    return pd.DataFrame(
+        {"pos": pos.cpu(), "token": [words[i] for i in pos.tolist()], "feature": feature.cpu(),
+         "activation": active[pos, feature].cpu(), "share": share.cpu()}
+    )  # fmt: skip
+
+
+def _with_effect(
+    index: "FeatureIndex", rows: pd.DataFrame, prompt: Prompts | list[int], metric: Metric | Callable
+) -> tuple[pd.DataFrame, str]:
+    """The firings with what the metric changes by without each, and its unit."""
+    from mechkit.features.effects import effects_of_firings
+
+    prompts = prompt if isinstance(prompt, Prompts) else Prompts.from_tokens([prompt])
+    firings = list(zip(rows["pos"].tolist(), rows["feature"].tolist(), strict=True))
+    ignore = index.manifest["settings"]["ignore"]
+    changes, measured = effects_of_firings(model_of(index), sae_of(index), prompts, firings, metric, ignore=ignore)
+    return rows.assign(effect=changes.float().numpy()), measured.unit
+
+
+def effect(index: "FeatureIndex", features: int | Sequence[int], prompts: Any, metric: Any = None, **options: Any):
+    """What features do to a metric on prompts, as a `Result`; see `effects.effect`, whose options these are.
+
+    `prompts` is text, token ids, a list of either, or a `Prompts`. The metric is `logprob` unless given: of the
+    prompts' answers, or of the model's own likeliest next token. Tokens that the scan ignored are not edited.
+    """
+    from mechkit.core.metrics import logprob
+    from mechkit.features import effects
+
+    model, settings = model_of(index), index.manifest["settings"]
+    options = {"ignore": settings["ignore"], "name": index.sae, **options}
+    found = prompts_of(index, model, prompts)
+    return effects.effect(model, sae_of(index), features, found, metric or logprob, **options)
+
+
+def prompts_of(index: "FeatureIndex", model: Any, prompts: Any) -> Prompts:
+    """Prompts as the scan read its corpus: of text, token ids, a list of either; a `Prompts` as it is."""
+    if isinstance(prompts, Prompts):
+        return prompts
+    several = not isinstance(prompts, str) and len(prompts) > 0 and not isinstance(prompts[0], int | np.integer)
+    given = list(prompts) if several else [prompts]
+    text = tuple(given) if all(isinstance(one, str) for one in given) else None
+    return Prompts.from_tokens([tokens_of(index, model, one) for one in given], text=text)
 
 
 def _shares(active: Tensor, written: Tensor, W_dec: Tensor, pos: Tensor, feature: Tensor) -> Float[Tensor, "firing"]:
@@ -195,7 +249,11 @@ def sae_of(index: "FeatureIndex") -> Any:
 
 
 def tokens_of(index: "FeatureIndex", model: Any, prompt: Any) -> list[int]:
-    """Token ids of text as the scan read it, or of ids as they are. Raises ValueError for empty text."""
+    """Token ids of text as the scan read it, of ids or of one prompt as they are. Raises ValueError for empty text."""
+    if isinstance(prompt, Prompts):
+        if len(prompt) != 1:
+            raise ValueError(f"{len(prompt)} prompts are given; look at one of them at a time")
+        return prompt.tokens[0, : prompt.lengths[0]].tolist()
     if not isinstance(prompt, str):
         ids = prompt.tolist() if hasattr(prompt, "tolist") else list(prompt)
         return [int(token) for token in (ids[0] if ids and isinstance(ids[0], list) else ids)]
