@@ -3,6 +3,8 @@
 Rows that edit queries, keys, values, scores or patterns, and all rows where these are read, are computed out in full.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +18,9 @@ from mechkit.core.engine.fused import Layer
 if TYPE_CHECKING:
     from mechkit.core.engine.wave import Wave
 
+_SPAN = 16
+"""Rows whose starts lie this near attend together: fewer, larger products for some queries that change nothing."""
+
 
 def attend(wave: "Wave", i: int, layer: Layer, x: Tensor, floor: int) -> tuple[Tensor, Tensor]:
     """z `[token, head, d]` and the residual stream, both packed with all joined rows dense from `floor` on."""
@@ -24,10 +29,9 @@ def attend(wave: "Wave", i: int, layer: Layer, x: Tensor, floor: int) -> tuple[T
     row, pos = front.tokens()
     q, k, v = _project(wave, layer, x, pos, full[row] | (pos >= floor))
     turned = [layer.rotate(part, front.index(pos)) for part in (q, k)] if layer.rotary else [q, k]
-    parts = [
-        (first, rows, [layer.attend(q, k, v, first), stream])
-        for first, rows, (q, k, v, stream) in _in_groups(wave, i, x, (*turned, v), full, floor)
-    ]
+    parts = []
+    for members in _near(_members(wave, i, (*turned, v, x), full)):
+        parts += _attended(wave, i, layer, members, floor)
     raw_rows = np.flatnonzero(full)
     held = np.flatnonzero(full[row])
     late = []
@@ -74,50 +78,90 @@ def _project(wave: "Wave", layer: Layer, x: Tensor, pos: np.ndarray, asked: np.n
     ]
 
 
-def _in_groups(wave: "Wave", i: int, x: Tensor, qkv: tuple, full: np.ndarray, floor: int) -> list:
-    """`(start, rows, [q, k, v, stream])` of the joined rows that are not written out, by start."""
-    front, start_of = wave.front, wave.rows.start
-    bases = [wave.base.value[i, name] for name in ("Q", "K", "V", "resid_pre")]
-    packed = [*qkv, x]
-    dense, loose = [front.dense(part) for part in packed], Loose(front, full, bases, packed)
-    groups = {start: (number, rows) for number, (start, rows) in enumerate(front.groups)}
-    parts = []
-    for start in sorted({*groups, *start_of[loose.rows].tolist()}):
-        number, rows = groups.get(start, (0, loose.rows[:0]))
-        keep, first, here = ~full[rows], max(start, floor), loose.at(start)
-        n, chosen = int(keep.sum()), None if keep.all() else front.index(np.flatnonzero(keep))
-        rows, firsts, laid = rows[keep], (first, 0, 0, first), []
-        prompt = front.index(front.rows.prompt[rows])
-        for base, groups_of, own, at in zip(bases, dense, loose.laid, firsts, strict=True):
-            late = own[here, at:]
-            if not n:
-                laid.append(late)
-                continue
-            early = groups_of[number] if chosen is None else groups_of[number][chosen]
-            laid.append(_with_prefix(base, prompt, early, late, start, at))
-        if n or len(laid[0]):
-            parts.append((first, np.concatenate([rows, loose.rows[here]]), laid))
+@dataclass(frozen=True, eq=False)
+class Member:
+    """Rows of one start that are not written out."""
+
+    start: int
+    """The first position that may differ from the base run."""
+    rows: np.ndarray
+    """Which rows."""
+    qkv: list[Tensor]
+    """Queries, keys and values `[row, pos, head, d]` from the start on."""
+    stream: Tensor
+    """The residual stream `[row, pos, d_model]` from the start on."""
+
+
+def _members(wave: "Wave", i: int, packed: tuple[Tensor, ...], full: np.ndarray) -> list[Member]:
+    """The joined rows that are not written out, by start: dense ones, and loose ones filled up from the base run."""
+    front, found = wave.front, []
+    dense = [front.dense(part) for part in packed]
+    for number, (start, rows) in enumerate(front.groups):
+        keep, parts = ~full[rows], [groups[number] for groups in dense]
+        if not keep.all():
+            chosen = front.index(np.flatnonzero(keep))
+            parts = [part[chosen] for part in parts]
+        found += [Member(start, rows[keep], parts[:3], parts[3])] if keep.any() else []
+    loose = Loose(front, full, [wave.base.value[i, name] for name in ("Q", "K", "V", "resid_pre")], packed)
+    for start in np.unique(loose.starts).tolist():
+        here = loose.at(start)
+        parts = [laid[here, start:] for laid in loose.laid]
+        found.append(Member(start, loose.rows[here], parts[:3], parts[3]))
+    return sorted(found, key=lambda member: member.start)
+
+
+def _near(members: list[Member]) -> list[list[Member]]:
+    """Members in order of their starts, those together whose starts lie within `_SPAN` positions."""
+    near: list[list[Member]] = []
+    for member in members:
+        if near and member.start - near[-1][0].start < _SPAN:
+            near[-1].append(member)
+        else:
+            near.append([member])
+    return near
+
+
+def _attended(wave: "Wave", i: int, layer: Layer, members: list[Member], floor: int) -> list:
+    """`(start, rows, [z, stream])` of some members, in one attention from the first one's start on."""
+    first = max(members[0].start, floor)
+    bases = [wave.base.value[i, name] for name in "QKV"]
+    prompt = wave.rows.prompt[np.concatenate([member.rows for member in members])]
+    q, k, v = (
+        _laid(base, wave.front.index(prompt), [(member.start, member.qkv[which]) for member in members], at)
+        for which, (base, at) in enumerate(zip(bases, (first, 0, 0), strict=True))
+    )
+    z, parts, end = layer.attend(q, k, v, first), [], 0
+    for member in members:
+        start, begin = max(member.start, floor), end
+        end += len(member.rows)
+        parts.append((start, member.rows, [z[begin:end, start - first :], member.stream[:, start - member.start :]]))
     return parts
 
 
-def _with_prefix(base: Tensor, prompt: Tensor, dense: Tensor, loose: Tensor, start: int, first: int) -> Tensor:
-    """Values `[row, pos, ...]` from `first` on: dense rows', the base run's before their start, then loose rows'."""
-    ahead, n = max(start - first, 0), len(dense)
-    if not ahead and not len(loose):
-        return dense[:, first - start :]
-    out = base.new_empty(n + len(loose), base.shape[1] - first, *base.shape[2:])
+def _laid(base: Tensor, prompt: Tensor, members: list[tuple[int, Tensor]], first: int) -> Tensor:
+    """Values `[row, pos, head, d]` from `first` on, of rows of several starts: before its start the base run's."""
+    start, values = members[-1]
+    if start <= first and len(members) == 1:
+        return values[:, first - start :]
+    out, ahead, end = _by_head(base, len(prompt), base.shape[1] - first), max(start - first, 0), 0
     if ahead:  # one prompt's values spread without being gathered
         early = base[:, first : first + ahead]
-        out[:n, :ahead] = early if len(base) == 1 else early[prompt]
-    out[:n, ahead:] = dense[:, max(first - start, 0) :]
-    out[n:] = loose
+        out[:, :ahead] = early if len(base) == 1 else early[prompt]
+    for start, values in members:
+        begin, end = end, end + len(values)
+        out[begin:end, max(start - first, 0) :] = values[:, max(first - start, 0) :]
     return out
+
+
+def _by_head(like: Tensor, n_rows: int, n_pos: int) -> Tensor:
+    """Room for `[row, pos, head, d]` that lies head by head in memory, so that products need no other copy."""
+    return like.new_empty(n_rows, like.shape[2], n_pos, like.shape[3]).transpose(1, 2)
 
 
 class Loose:
     """Loose rows that are not written out, by start, laid out in full over the base run's values."""
 
-    def __init__(self, front: Front, full: np.ndarray, bases: list[Tensor], packed: list[Tensor]) -> None:
+    def __init__(self, front: Front, full: np.ndarray, bases: list[Tensor], packed: Sequence[Tensor]) -> None:
         here = np.flatnonzero(~full[front.loose_row])
         rows = np.unique(front.loose_row[here])
         order = np.argsort(front.rows.start[rows], kind="stable")
