@@ -25,6 +25,7 @@ _HOMES = {
     "core.site": ("Edge", "Site"),
     "core.sweep": ("Activations", "Sweep", "activations", "sweep"),
     "features.index": ("FeatureIndex",),
+    "features.quality": ("sae_quality",),
     "features.scanning": ("scan",),
     "graphs.graph": ("AttributionGraph",),
     "graphs.trace": ("trace",),

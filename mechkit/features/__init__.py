@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazily(
         "FeatureIndex": "index",
         "documents": "sources",
         "effect": "effects",
+        "sae_quality": "quality",
         "scan": "scanning",
         "weights_hash": "provenance",
     },

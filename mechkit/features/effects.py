@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechkit.core.interventions import Intervention, Slice
@@ -68,9 +68,13 @@ class Reading:
     active: Float[Tensor, "prompt pos feature"]
     """Activations of the features asked for, 0 at padding."""
     scale: Float[Tensor, "prompt pos"]
-    """What its decoder multiplies by at each place; 1 unless it rescales every input. 0 where it is left alone."""
+    """What its decoder multiplies by at each place, 1 unless it rescales every input; 0 where it is left alone."""
+    held: Float[Tensor, "prompt pos *d"]
+    """What stands at the site in the unedited model."""
     rebuilt: Float[Tensor, "prompt pos *d"]
-    """What stands at the site with the SAE in place of it."""
+    """What stands there with the SAE in place of it; what it holds where the SAE is left alone."""
+    counted: Bool[Tensor, "prompt pos"]
+    """Real tokens on which the SAE is not left alone."""
 
     @classmethod
     def of(cls, model, sae, prompts: Prompts, features: Sequence[int], ignore: Sequence[int] = ()) -> "Reading":
@@ -95,6 +99,8 @@ class Reading:
             found = {
                 "active": active[..., chosen],
                 "scale": scale.unflatten(0, tokens.shape).masked_fill(alone, 0),
+                "held": y,
+                "counted": ~alone,
                 "rebuilt": torch.where(alone_there, y, rebuilt),
             }
             for key, value in found.items():

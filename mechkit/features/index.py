@@ -16,10 +16,12 @@ import pandas as pd
 
 from mechkit.features.files import SAES, Arrays, Text, damaged, read_manifest
 from mechkit.features.ranked import Ranked
+from mechkit.features.words import is_spaceless, parted
 
 if TYPE_CHECKING:
     from mechkit.core.result import Result
     from mechkit.features.labels import Labels
+    from mechkit.features.quality import Quality
     from mechkit.features.questions import Lookup
 
 BANDS = 4
@@ -181,7 +183,8 @@ class FeatureIndex:
         active = self.arrays[f"{kind}_window"][id, rank][before - peak : before - peak + len(words)]
         value = float(self.arrays[f"{kind}_value"][id, rank])
         source = self.text.rows.source_of(self.text.rows.row_of(position))
-        return band, value, "".join(words), words, active.tolist(), peak, position, source
+        text = "".join(parted(words, is_spaceless(self)))
+        return band, value, text, words, active.tolist(), peak, position, source
 
     def promoting(self, token: str | int, n: int = 10) -> Ranked:
         """The features that raise a token's logit most, for an activation of 1 and a last norm of scale 1.
@@ -281,6 +284,30 @@ class FeatureIndex:
         from mechkit.features.questions import contrast
 
         return contrast(self, texts_a, texts_b, **options)
+
+    def quality(self, n_tokens: int = 20_000, *, seed: int = 0) -> "Quality":
+        """How well the SAE does on this corpus, measured on about `n_tokens` of it; see `quality.of_index`."""
+        from mechkit.features.quality import of_index
+
+        return of_index(self, n_tokens, seed)
+
+    def page(self, id: int, path: str | Path, *, n: int = 5, effect: Any = None, quality: Any = None) -> Path:
+        """Write a page about a feature that opens with no network, with `n` examples of each band; returns `path`.
+
+        `effect` is what `effect(id, prompts)` gave, `quality` what `quality()` gave; each is shown where it is given.
+        """
+        from mechkit.features.pages import write_feature_page
+
+        return write_feature_page(self, id, path, n, effect=effect, quality=quality)
+
+    def prompt_page(self, prompt: Any, path: str | Path, *, n: int = 5, effect: Any = None) -> Path:
+        """Write a page about a prompt that opens with no network, with `n` features of each token; returns `path`.
+
+        With a metric as `effect`, features are ranked by what they do to it; see `lookup`.
+        """
+        from mechkit.features.pages import write_prompt_page
+
+        return write_prompt_page(self, prompt, path, n, effect)
 
     def sql(self, query: str) -> pd.DataFrame:
         """The answer of an SQL query over the index's tables; see `tables.sql`."""

@@ -14,13 +14,11 @@ payload as text. The payload is plain JSON-able data; every key but the four bel
 True
 """
 
-import base64
-import hashlib
 import html
-import json
 import math
 import re
-from importlib.resources import files
+
+from mechkit.viz.offline import asset, json_for_html, policy
 
 KINDS = ("feature", "error", "token", "position", "bos", "bias", "logit")
 SCRIPTS = ("dom.js", "layout.js", "figure.js", "plot.js", "panel.js", "graph.js")
@@ -33,35 +31,17 @@ def render_graph_page(payload: dict) -> str:
     node that is not there, a position outside the tokens, a number that is not finite.
     """
     _check(payload)
-    style = _asset("graph.css")
-    script = "(() => {\n'use strict';\n" + "\n".join(_asset(name) for name in SCRIPTS) + "\n})();"
+    style = asset("graph.css")
+    script = "(() => {\n'use strict';\n" + "\n".join(asset(name) for name in SCRIPTS) + "\n})();"
     parts = {
         "title": html.escape(str(payload["title"])),
-        "policy": f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:;"
-        " base-uri 'none'; form-action 'none'",
+        "policy": policy(style, [script]),
         "style": style,
-        "payload": _json_for_html(payload),
+        "payload": json_for_html(payload),
         "script": script,
     }
     # One pass, so that a placeholder written inside the payload stays text.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("graph.html"))
-
-
-def _asset(name: str) -> str:
-    return (files("mechkit.viz") / "assets" / name).read_text(encoding="utf-8")
-
-
-def _hash(source: str) -> str:
-    """The policy's word for exactly this inline source; any other inline script or style stays inert."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
-
-
-def _json_for_html(payload: dict) -> str:
-    try:
-        text = json.dumps(payload, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    except TypeError as error:
-        raise ValueError(f"the payload must be plain JSON data: {error}") from error
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], asset("graph.html"))
 
 
 def _check(payload: dict) -> None:
