@@ -5,7 +5,7 @@ index.lookup("Once upon a time").top(5)
 index.feature(12), index.examples(12), index.similar(12)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from mechkit.features.words import is_spaceless, parted
 
 if TYPE_CHECKING:
     from mechkit.core.result import Result
+    from mechkit.features.detection import Detection
     from mechkit.features.labels import Labels
     from mechkit.features.quality import Quality
     from mechkit.features.questions import Lookup
@@ -290,6 +291,18 @@ class FeatureIndex:
         from mechkit.features.quality import of_index
 
         return of_index(self, n_tokens, seed)
+
+    def propose_labels(self, labeller: Any = None, ids: Iterable[int] | None = None, *, seed: int = 0) -> Ranked:
+        """Labels by a program (words at the peaks, unless given), marked automatic; see `labelling.propose_labels`."""
+        from mechkit.features.labelling import peak_words, propose_labels
+
+        return propose_labels(self, labeller or peak_words, ids, seed)
+
+    def detection(self, id: int, description: str | None = None, **options: Any) -> "Detection":
+        """How well a description tells where a feature fires, on held-out texts; see `detection.detection`."""
+        from mechkit.features.detection import detection
+
+        return detection(self, id, description, **options)
 
     def page(self, id: int, path: str | Path, *, n: int = 5, effect: Any = None, quality: Any = None) -> Path:
         """Write a page about a feature that opens with no network, with `n` examples of each band; returns `path`.

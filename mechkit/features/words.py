@@ -36,3 +36,24 @@ def is_spaceless(index: "FeatureIndex") -> bool:
 
 def _word(sign: str) -> bool:
     return sign.isalnum() or sign == "#"
+
+
+def word_at(tokens: Sequence[str], at: int, spaceless: bool) -> str:
+    """The whole word that a token is part of, without the space before it; a token that is no part of a word, itself.
+
+    >>> word_at([" Stock", "hol", "m", "."], 1, False)
+    'Stockholm'
+    """
+    first = last = at
+    if not spaceless:
+        while first > 0 and _go_on(tokens[first - 1], tokens[first]):
+            first -= 1
+        while last + 1 < len(tokens) and _go_on(tokens[last], tokens[last + 1]):
+            last += 1
+    word = "".join(tokens[first : last + 1])
+    return word.strip() or word
+
+
+def _go_on(left: str, right: str) -> bool:
+    """Whether two tokens are pieces of one word."""
+    return bool(left and right) and left[-1].isalnum() and right[0].isalnum()
