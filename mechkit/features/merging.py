@@ -18,9 +18,10 @@ from torch import Tensor
 from mechkit.core.files import write_atomic
 from mechkit.core.progress import progress
 from mechkit.features import parts
+from mechkit.features.best import Best, Firings, ranks
 from mechkit.features.corpus import Rows
 from mechkit.features.directions import extremes, unembedding, written_directions
-from mechkit.features.selection import N_BINS, Best, Firings, bin_edges
+from mechkit.features.selection import N_BINS, bin_edges, position_hash, sample_key, top_key
 from mechkit.features.settings import Settings
 from mechkit.features.together import cofiring
 
@@ -98,8 +99,8 @@ def _of_features(
     """Counts, examples and co-firing of one SAE, and the number of tokens that counted."""
     width = settings.window[0] + 1 + settings.window[1]
     best = {
-        "top": Best(n_features, settings.top, width, True, "cpu"),
-        "sample": Best(n_features, settings.sample, width, False, "cpu"),
+        "top": Best(n_features, settings.top, width, "cpu"),
+        "sample": Best(n_features, settings.sample, width, "cpu"),
     }
     histogram, total = torch.zeros(n_features * N_BINS, dtype=torch.long), torch.zeros(n_features).double()
     n_tokens, together = torch.zeros(2, dtype=torch.long), []
@@ -109,7 +110,7 @@ def _of_features(
         for kind, kept in best.items():
             firings = Firings(*(part[f"{kind}.{field}"] for field in Firings.__dataclass_fields__))
             kept.offer(_keys(kind, firings), firings)
-    n, feature = (torch.cat(one).long().numpy() for one in zip(*together, strict=True))
+    n, feature = (torch.cat(one).numpy() for one in zip(*together, strict=True))
     fired, other, shared = cofiring(n, feature, n_features, N_TOGETHER)
     arrays = {
         "histogram": histogram.reshape(n_features, N_BINS).numpy(),
@@ -124,11 +125,9 @@ def _of_features(
 
 
 def _keys(kind: str, firings: Firings) -> Tensor:
-    from mechkit.features.selection import firing_hash, position_hash
-
     if kind == "top":
-        return firings.value.abs().double()
-    return -firing_hash(position_hash(firings.position), firings.feature).double()
+        return top_key(firings.value)
+    return sample_key(position_hash(firings.position), firings.feature)
 
 
 def _table(best: Best, n_features: int) -> dict[str, np.ndarray]:
@@ -140,8 +139,7 @@ def _table(best: Best, n_features: int) -> dict[str, np.ndarray]:
     order = firings.position.argsort(stable=True)
     order = order[firings.value.abs()[order].argsort(descending=True, stable=True)]
     firings = firings[order[firings.feature[order].argsort(stable=True)]]
-    n = torch.bincount(firings.feature, minlength=n_features)
-    rank = torch.arange(len(firings)) - (n.cumsum(0) - n)[firings.feature]
+    rank = ranks(firings.feature, n_features)
     position = np.full((n_features, best.size), -1, np.int64)
     value = np.full((n_features, best.size), np.nan, np.float32)
     window = np.full((n_features, best.size, firings.window.shape[1]), np.nan, np.float32)

@@ -26,14 +26,17 @@ from mechkit.core.files import write_atomic
 from mechkit.core.progress import progress
 from mechkit.features import parts
 from mechkit.features.corpus import Rows, has_rows, tokenise
+from mechkit.features.firing import Fired, fired
 from mechkit.features.provenance import made_by, refuse
-from mechkit.features.reading import AT_ONCE, device_of, encoded, named_saes, padded, require_fit, values_at
-from mechkit.features.selection import MASK, Chunk, Selection, position_hash
+from mechkit.features.reading import device_of, named_saes, padded, require_fit, values_at
+from mechkit.features.selection import MASK, Places, Selection, position_hash
 from mechkit.features.settings import Settings, settings_for
 from mechkit.features.sizes import require_room
 from mechkit.features.sources import Documents, documents
 
 PLAN, MANIFEST, LOCK = "plan.json", "manifest.json", ".lock"
+WHOLE = 1 << 24
+"""Activations of whole rows whose firings are taken in together, at most, where a row has no more."""
 
 
 def scan(
@@ -207,39 +210,42 @@ class Scan:
         ids = [self.rows.tokens[starts[row] : starts[row + 1]].astype(np.int64) for row in group.rows]
         tokens, real = padded(ids, self.device)
         values = values_at(self.model, tokens, self.hooks.values())
+        places, ends = self._places(group, tokens[real]), np.cumsum([0, *map(len, ids)])
+        drawn = (position_hash(places.position) < self.below) & places.counted
+        self._n_drawn += int(drawn.sum())
         for name, sae in self.saes.items():
-            step = max(1, AT_ONCE // (sae.cfg.d_sae * tokens.shape[1]))
+            step = max(1, WHOLE // (sae.cfg.d_sae * tokens.shape[1]))
             for i in range(0, len(group.rows), step):
-                few = slice(i, i + step)
-                active = encoded(sae, values[self.hooks[name]][few], real[few])
-                self._take(name, active, tokens[few], real[few], torch.tensor(group.rows[few], device=self.device))
+                few, own = slice(i, i + step), slice(int(ends[i]), int(ends[min(i + step, len(ids))]))
+                firings = fired(sae, values[self.hooks[name]][few], real[few])
+                self._take(name, places[own], firings, drawn[own])
 
-    def _take(
-        self,
-        name: str,
-        active: Tensor,
-        tokens: Int[Tensor, "row pos"],
-        real: Bool[Tensor, "row pos"],
-        rows: Int[Tensor, "row"],
-    ) -> None:
-        line, within = real.nonzero(as_tuple=True)
-        starts = torch.from_numpy(self.rows.starts[rows.cpu().numpy()]).to(self.device)
-        position = starts[line] + within
-        counted = ~torch.isin(tokens[real], self.ignore) if len(self.ignore) else None
-        chunk = Chunk(active, position, rows[line], within, real.sum(1)[line], counted)
-        token, feature, value = self.selections[name].add(chunk)
-        drawn = position_hash(position) < self.below
-        if name == next(iter(self.saes)):
-            self._n_drawn += int((drawn if counted is None else drawn & counted).sum())
-        own = drawn[token]
-        self._together[name].append((position[token[own]], feature[own]))
+    def _places(self, group: Batch, tokens: Int[Tensor, "token"]) -> Places:
+        """Where the tokens of a batch are."""
+        row = np.asarray(group.rows)
+        first = self.rows.starts[row]
+        length = self.rows.starts[row + 1] - first
+        within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+        columns = np.stack(
+            [np.repeat(first, length) + within, np.repeat(row, length), within, np.repeat(length, length)]
+        )
+        position, of_row, inside, whole = torch.from_numpy(columns.astype(np.int64)).to(self.device)
+        return Places(position, of_row, inside, whole, ~torch.isin(tokens, self.ignore))
+
+    def _take(self, name: str, places: Places, firings: Fired, drawn: Bool[Tensor, "token"]) -> None:
+        self.selections[name].add(places, firings)
+        n = torch.bincount(firings.token, minlength=len(places))
+        own = firings.feature if bool(drawn.all()) else firings.feature[drawn[firings.token]]
+        self._together[name].append((n[drawn].int(), own.int()))
         if self.settings.keep == "all":
-            self._all[name].append((position[token], feature, value))
+            own = firings if bool(places.counted.all()) else firings[places.counted[firings.token]]
+            self._all[name].append((places.position[own.token], own.feature.int(), own.value))
 
     def part(self, stretch: range) -> dict[str, Tensor]:
         """What the stretch gave, for every SAE. Raises ValueError where activations are not finite."""
         found: dict[str, Tensor] = {}
         for number, (name, selection) in enumerate(self.selections.items()):
+            selection.flush()
             if not selection.total.isfinite().all():
                 raise ValueError(f"activations of '{name}' are not finite at {self.hooks[name]}; use a wider dtype")
             own = {
@@ -251,25 +257,20 @@ class Scan:
                 firings = best.kept()
                 firings = firings[(firings.row >= stretch.start) & (firings.row < stretch.stop)]
                 own |= {f"{kind}.{field}": value for field, value in vars(firings).items()}
-            own |= dict(zip(("together.n", "together.feature"), self._by_token(name), strict=True))
+            together = (torch.cat(one) for one in zip(*self._together[name], strict=True))
+            own |= dict(zip(("together.n", "together.feature"), together, strict=True))
             if self.settings.keep == "all":
                 own |= self._everything(name, stretch)
             found |= {f"{number}.{key}": value for key, value in own.items()}
         return found
 
-    def _by_token(self, name: str) -> tuple[Tensor, Tensor]:
-        """How many features fire on each token drawn for co-firing, and which, token after token."""
-        position, feature = (torch.cat(one) for one in zip(*self._together[name], strict=True))
-        order = position.argsort(stable=True)
-        return torch.unique_consecutive(position[order], return_counts=True)[1].int(), feature[order].int()
-
     def _everything(self, name: str, stretch: range) -> dict[str, Tensor]:
         """Every firing of the stretch, in the corpus's order."""
         position, feature, value = (torch.cat(one) for one in zip(*self._all[name], strict=True))
-        order = position.argsort(stable=True)
         first, last = int(self.rows.starts[stretch.start]), int(self.rows.starts[stretch.stop])
         n = torch.bincount(position - first, minlength=last - first)
-        return {"all.n": n.int(), "all.feature": feature[order].int(), "all.value": value[order]}
+        order = (position - first).int().sort(stable=True).indices
+        return {"all.n": n.int(), "all.feature": feature[order], "all.value": value[order]}
 
     def sizes(self, stretch: range) -> dict[str, int]:
         """Numbers that decide how much room an index takes; firings per token, where all are kept, by a first batch."""
@@ -277,6 +278,8 @@ class Scan:
         if s.keep == "all":
             group = self.batches(stretch)[0]
             self.add(group)
+            for selection in self.selections.values():
+                selection.flush()
             n_firings = sum(int(selection.histogram.sum()) for selection in self.selections.values())
             n_tokens = group.progress_size
         d_out = {name: sae.W_dec.shape[1] for name, sae in self.saes.items()}

@@ -7,8 +7,9 @@ A firing is a token on which a feature is not 0; its strength is the absolute ac
 - a sample of `sample` firings drawn alike from all of them: those whose hash of (place, feature) is least. It is the
   same whatever the order of the corpus is read in, and its ranks are the feature's quantiles.
 
-Ties go to the earlier place. Everything is done for all features at once, and a firing that cannot be kept any more
-(weaker than the `top`-th, hash above the `sample`-th) costs one comparison.
+Firings are gathered until there are many, and sorted by feature once for all that is kept. A feature's firings then lie
+side by side, in the order of the tokens, so the surroundings of an example are found among its neighbours, and
+activations that are 0 are never looked at.
 """
 
 from dataclasses import dataclass
@@ -17,11 +18,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mechkit.features.best import KEY_BITS, Best, Firings
+from mechkit.features.firing import Fired
+
 N_BINS, LOWEST = 64, -20
 """Bins of the histogram, two an octave, and the power of 2 at which they begin."""
-MASK = (1 << 31) - 1
-FULL = 1 << 18
-"""Candidates that are held before the best are picked out, at least."""
+MASK = (1 << KEY_BITS) - 1
+MANY = 1 << 20
+"""Firings that are gathered before they are looked at, about."""
 
 
 def bin_edges() -> list[float]:
@@ -49,12 +53,20 @@ def firing_hash(place: Int[Tensor, "firing"], feature: Int[Tensor, "firing"]) ->
     return x ^ (x >> 15)
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Activations of whole rows of the corpus, a line per token."""
+def top_key(value: Float[Tensor, "firing"]) -> Int[Tensor, "firing"]:
+    """Whole numbers in the order of strength: the bits of its float32."""
+    return value.abs().view(torch.int32).long()
 
-    active: Float[Tensor, "token feature"]
-    """Activations."""
+
+def sample_key(place: Int[Tensor, "firing"], feature: Int[Tensor, "firing"]) -> Int[Tensor, "firing"]:
+    """Whole numbers, greatest where the firing's hash is least."""
+    return MASK - firing_hash(place, feature)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where tokens of whole rows of the corpus are, row after row."""
+
     position: Int[Tensor, "token"]
     """Each token's place in the corpus."""
     row: Int[Tensor, "token"]
@@ -63,89 +75,19 @@ class Chunk:
     """Its place in the row."""
     length: Int[Tensor, "token"]
     """How many tokens that row has."""
-    counted: Bool[Tensor, "token"] | None = None
-    """Tokens that count; None where all do."""
-
-
-@dataclass(frozen=True)
-class Firings:
-    """Firings with their surroundings."""
-
-    feature: Int[Tensor, "firing"]
-    """The feature that fires."""
-    value: Float[Tensor, "firing"]
-    """Its activation."""
-    position: Int[Tensor, "firing"]
-    """Place in the corpus."""
-    row: Int[Tensor, "firing"]
-    """Row of the corpus."""
-    window: Float[Tensor, "firing place"]
-    """The feature's activations around it, NaN where the row has no such token."""
-
-    def __getitem__(self, chosen: Tensor) -> "Firings":
-        return Firings(*(value[chosen] for value in vars(self).values()))
+    counted: Bool[Tensor, "token"]
+    """Whether it counts."""
 
     def __len__(self) -> int:
-        return len(self.feature)
+        return len(self.position)
+
+    def __getitem__(self, chosen: slice) -> "Places":
+        return Places(*(value[chosen] for value in vars(self).values()))
 
     @classmethod
-    def joined(cls, parts: "list[Firings]") -> "Firings":
-        """All firings of several parts, in order."""
+    def joined(cls, parts: "list[Places]") -> "Places":
+        """All tokens of several parts, in order."""
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
-
-    @classmethod
-    def none(cls, width: int, device: torch.device | str = "cpu") -> "Firings":
-        """No firings at all."""
-        whole = torch.zeros(0, dtype=torch.long, device=device)
-        real = torch.zeros(0, device=device)
-        return cls(whole, real, whole, whole, real.new_zeros(0, width))
-
-
-class Best:
-    """The firings of every feature with the greatest keys; among equal keys the earlier place."""
-
-    def __init__(self, n_features: int, size: int, width: int, one_per_row: bool, device: torch.device | str) -> None:
-        self.n_features, self.size, self.one_per_row = n_features, size, one_per_row
-        self.bar = torch.full((n_features,), -MASK - 1.0 if size else torch.inf, dtype=torch.float64, device=device)
-        self._firings, self._keys = [Firings.none(width, device)], [self.bar.new_zeros(0)]
-        self._held, self._limit = 0, max(FULL, 2 * n_features * size)
-
-    def passes(self, key: Float[Tensor, "firing"], feature: Int[Tensor, "firing"]) -> Bool[Tensor, "firing"]:
-        """Which firings can still be among the best."""
-        return key >= self.bar[feature]
-
-    def offer(self, key: Float[Tensor, "firing"], firings: Firings) -> None:
-        """Take firings in, with their keys."""
-        self._firings.append(firings)
-        self._keys.append(key.double())
-        self._held += len(firings)
-        if self._held > self._limit:
-            self.kept()
-
-    def kept(self) -> Firings:
-        """The best so far, by feature, greatest key first."""
-        firings, key = Firings.joined(self._firings), torch.cat(self._keys)
-        order = self._order(firings, key)
-        firings, key = firings[order], key[order]
-        n = torch.bincount(firings.feature, minlength=self.n_features)
-        rank = torch.arange(len(firings), device=key.device) - (n.cumsum(0) - n)[firings.feature]
-        within = rank < self.size
-        last = within & (rank == self.size - 1)
-        self.bar[firings.feature[last]] = key[last]
-        self._firings, self._keys = [firings[within]], [key[within]]
-        self._held = len(self._firings[0])
-        return self._firings[0]
-
-    def _order(self, firings: Firings, key: Float[Tensor, "firing"]) -> Int[Tensor, "kept"]:
-        order = firings.position.argsort(stable=True)
-        order = order[key[order].argsort(descending=True, stable=True)]
-        if self.one_per_row and len(order):
-            pair = firings.row[order] * self.n_features + firings.feature[order]
-            by_pair = pair.argsort(stable=True)
-            first = torch.ones_like(pair, dtype=torch.bool)
-            first[1:] = pair[by_pair[1:]] != pair[by_pair[:-1]]
-            order = order[by_pair[first].sort().values]
-        return order[firings.feature[order].argsort(stable=True)]
 
 
 class Selection:
@@ -154,50 +96,123 @@ class Selection:
     def __init__(
         self, n_features: int, top: int, sample: int, window: tuple[int, int], device: torch.device | str
     ) -> None:
-        self.window, self.n_features = window, n_features
+        self.n_features, self._window = n_features, window
         width = window[0] + 1 + window[1]
-        self._offsets = torch.arange(-window[0], window[1] + 1, device=device)
-        self.top = Best(n_features, top, width, True, device)
-        self.sample = Best(n_features, sample, width, False, device)
+        self.top, self.sample = Best(n_features, top, width, device), Best(n_features, sample, width, device)
+        self._device = device
         self.clear()
 
     def clear(self) -> None:
         """Set the counts to 0; what is strongest and the sample stay."""
-        device = self._offsets.device
-        self.histogram = torch.zeros(self.n_features * N_BINS, dtype=torch.long, device=device)
-        self.total = torch.zeros(self.n_features, dtype=torch.float64, device=device)
+        self.histogram = torch.zeros(self.n_features * N_BINS, dtype=torch.long, device=self._device)
+        self.total = torch.zeros(self.n_features, dtype=torch.float64, device=self._device)
         self.n_tokens = 0
+        self._waiting: list[tuple[Places, Fired]] = []
+        self._n_waiting = 0
 
-    def add(self, chunk: Chunk) -> tuple[Int[Tensor, "firing"], Int[Tensor, "firing"], Float[Tensor, "firing"]]:
-        """Take a chunk in; returns its firings: tokens of the chunk, features, activations, token after token."""
-        token, feature = chunk.active.nonzero(as_tuple=True)
-        if chunk.counted is not None:
-            own = chunk.counted[token]
-            token, feature = token[own], feature[own]
-        value = chunk.active[token, feature].float()
-        strength = value.abs()
-        self.n_tokens += len(chunk.active) if chunk.counted is None else int(chunk.counted.sum())
-        counted = chunk.active if chunk.counted is None else chunk.active[chunk.counted]
-        self.total += counted.abs().sum(0, dtype=torch.float64)
-        self.histogram.index_add_(0, feature * N_BINS + bins_of(strength), torch.ones_like(feature))
-        drawn = -firing_hash(position_hash(chunk.position)[token], feature).double()
-        self._offer(self.top, strength.double(), chunk, token, feature, value)
-        self._offer(self.sample, drawn, chunk, token, feature, value)
-        return token, feature, value
+    def add(self, places: Places, fired: Fired) -> None:
+        """Take in whole rows of tokens and what fires on them."""
+        self._waiting.append((places, fired))
+        self._n_waiting += len(fired)
+        self.n_tokens += int(places.counted.sum())
+        if self._n_waiting >= MANY:
+            self.flush()
 
-    def _offer(self, best: Best, key: Tensor, chunk: Chunk, token: Tensor, feature: Tensor, value: Tensor) -> None:
-        keep = best.passes(key, feature).nonzero()[:, 0]
-        if len(keep) == 0:
-            return
-        token, feature = token[keep], feature[keep]
-        best.offer(
-            key[keep],
-            Firings(feature, value[keep], chunk.position[token], chunk.row[token], self._around(chunk, token, feature)),
-        )
+    def flush(self) -> None:
+        """Bring counts and examples up to date."""
+        if self._waiting:
+            places, firings = zip(*self._waiting, strict=True)
+            fired = Fired.joined(list(firings), [len(one) for one in places])
+            self._waiting, self._n_waiting = [], 0
+            self._take(_Sorted.of(Places.joined(list(places)), fired))
 
-    def _around(self, chunk: Chunk, token: Int[Tensor, "firing"], feature: Int[Tensor, "firing"]) -> Tensor:
-        """The feature's activations on the tokens around each firing; NaN beyond its row."""
-        place = chunk.within[token][:, None] + self._offsets
-        inside = (place >= 0) & (place < chunk.length[token][:, None])
-        beside = (token[:, None] + self._offsets).clamp_(0, len(chunk.active) - 1)
-        return torch.where(inside, chunk.active[beside, feature[:, None]].float(), torch.nan)
+    def _take(self, found: "_Sorted") -> None:
+        own = found.counted()
+        strength = own.fired.value.abs()
+        bins = own.fired.feature * N_BINS + bins_of(strength)
+        self.histogram += torch.bincount(bins, minlength=len(self.histogram))
+        n = torch.bincount(own.fired.feature, minlength=self.n_features)
+        self.total += torch.segment_reduce(strength.double(), "sum", lengths=n, unsafe=True)
+        key = top_key(own.fired.value)
+        chosen = self.top.passes(key, own.fired.feature).nonzero()[:, 0]
+        chosen = chosen[_strongest_of_rows(key[chosen], own.fired.feature[chosen], own.row(chosen))]
+        self._offer(self.top, key[chosen], found, own.at[chosen])
+        key = sample_key(position_hash(found.places.position)[own.fired.token], own.fired.feature)
+        chosen = self.sample.passes(key, own.fired.feature).nonzero()[:, 0]
+        self._offer(self.sample, key[chosen], found, own.at[chosen])
+
+    def _offer(self, best: Best, key: Int[Tensor, "few"], found: "_Sorted", at: Int[Tensor, "few"]) -> None:
+        token = found.fired.token[at]
+        firings = Firings(
+            found.fired.feature[at], found.fired.value[at], found.places.position[token], found.places.row[token],
+            found.windows(at, *self._window),
+        )  # fmt: skip
+        best.offer(key, firings)
+
+
+def _strongest_of_rows(
+    key: Int[Tensor, "firing"], feature: Int[Tensor, "firing"], row: Int[Tensor, "firing"]
+) -> Int[Tensor, "run"]:
+    """Which firings have the greatest key among neighbours of one feature and row, the first where several have."""
+    starts = torch.ones_like(key, dtype=torch.bool)
+    starts[1:] = (feature[1:] != feature[:-1]) | (row[1:] != row[:-1])
+    run = starts.cumsum(0) - 1
+    greatest = key.new_zeros(int(starts.sum())).scatter_reduce_(0, run, key, "amax")
+    among = (key == greatest[run]).nonzero()[:, 0]
+    first = torch.ones_like(among, dtype=torch.bool)
+    first[1:] = run[among[1:]] != run[among[:-1]]
+    return among[first]
+
+
+@dataclass(frozen=True)
+class _Sorted:
+    """Firings by feature, and token after token for each."""
+
+    places: Places
+    fired: Fired
+    at: Int[Tensor, "firing"]
+    """Where each firing is among all that were sorted."""
+
+    @classmethod
+    def of(cls, places: Places, fired: Fired) -> "_Sorted":
+        order = fired.feature.int().sort(stable=True).indices
+        return cls(places, fired[order], torch.arange(len(fired), device=order.device))
+
+    def counted(self) -> "_Sorted":
+        """Those on tokens that count."""
+        if bool(self.places.counted.all()):
+            return self
+        own = self.places.counted[self.fired.token].nonzero()[:, 0]
+        return _Sorted(self.places, self.fired[own], own)
+
+    def row(self, chosen: Int[Tensor, "few"]) -> Int[Tensor, "few"]:
+        """The row of the corpus of some firings."""
+        return self.places.row[self.fired.token[chosen]]
+
+    def windows(self, at: Int[Tensor, "few"], before: int, after: int) -> Float[Tensor, "few place"]:
+        """The feature's activations on the tokens around some firings; NaN beyond their rows."""
+        found = self.fired.value.new_zeros(len(at), before + 1 + after)
+        found[:, before] = self.fired.value[at]
+        for step, reach in ((-1, before), (1, after)):
+            self._fill(found, at, before, step, reach)
+        within, length = (getattr(self.places, name)[self.fired.token[at]] for name in ("within", "length"))
+        edge = ((within < before) | (within + after >= length)).nonzero()[:, 0]
+        place = within[edge, None] + torch.arange(-before, after + 1, device=at.device)
+        beyond = (place < 0) | (place >= length[edge, None])
+        found[edge] = found[edge].masked_fill(beyond, torch.nan)
+        return found
+
+    def _fill(self, found: Float[Tensor, "few place"], at: Int[Tensor, "few"], before: int, step: int, reach: int):
+        """Go from neighbour to neighbour, each further than the one before, while any is within reach."""
+        line, centre, beside = torch.arange(len(at), device=at.device), self.fired.token[at], at
+        feature = self.fired.feature[at]
+        while len(line):
+            beside = beside + step
+            inside = (beside >= 0) & (beside < len(self.at))
+            beside = beside.clamp(0, len(self.at) - 1)
+            token = self.fired.token[beside]
+            apart = (token - centre) * step
+            near = inside & (self.fired.feature[beside] == feature) & (apart > 0) & (apart <= reach)
+            near = near & (self.places.row[token] == self.places.row[centre])
+            line, centre, beside, feature = (one[near] for one in (line, centre, beside, feature))
+            found[line, before + (token[near] - centre)] = self.fired.value[beside]
