@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
-from mechkit.core.files import write_atomic
 from mechkit.core.progress import showing
 from mechkit.dictionaries import load_transcoders, measure, sample_rows, train_transcoder
 from mechkit.dictionaries.scores import Scores, accuracy, hooked_rows
@@ -21,6 +20,7 @@ from mechkit.dictionaries.transcoder import mlp_hooks
 from mechkit.zoo import load_folder, processing_of, save_folder
 from mechkit.zoo.addition import tasks
 from mechkit.zoo.addition.fourier import peaks, spectrum
+from mechkit.zoo.card import CARD, fill_card
 from mechkit.zoo.folder import WEIGHTS, file_hash, fold
 from mechkit.zoo.tokenizer import word_tokenizer
 from mechkit.zoo.training import new_model, train
@@ -47,8 +47,6 @@ FEATURES, L0, TRANSCODER_STEPS, TRANSCODER_RATE, ROWS = 448, 10, 2000, 5e-3, 102
 POSITION_WEIGHTS = (0.1, 0.02, 0.2, 0.68)
 """How often a transcoder sees the first operand, the +, the second operand and the =."""
 KNOWS = f"the numbers 0 to {tasks.N_NUMBERS - 1} and the words {', '.join(tasks.WORDS[1:])}"
-MARKS = ("<!-- scores -->", "<!-- end of scores -->")
-"""Where the scores stand in the model card."""
 ALL_SUMS = [(a, b) for a in range(tasks.N_OPERANDS) for b in range(tasks.N_OPERANDS)]
 
 
@@ -145,14 +143,6 @@ def check(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def write_card(folder: Path, scores: str) -> None:
-    """Put the scores into the model card, between its two marks."""
-    card = (HOME / "card.md").read_text()
-    before, rest = card.split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    write_atomic(folder / "card.md", f"{before}{MARKS[0]}\n```\n{scores}\n```\n{MARKS[1]}{after}")
-
-
 def layer_lines(scores: Scores, transcoders) -> list[str]:
     """One line per transcoder."""
     return [
@@ -187,7 +177,7 @@ def main() -> None:
             train_model(arguments.out, arguments.runs)
             train_transcoders(arguments.out)
         print(f"trained in {time.perf_counter() - start:.0f} s")
-        write_card(arguments.out, check(arguments.out))
+        fill_card(HOME / CARD, arguments.out, check(arguments.out))
     print(check(arguments.out))
 
 

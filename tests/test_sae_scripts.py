@@ -65,7 +65,7 @@ def small_world(tmp_path_factory):
     settings = {"n_layers": 3, "d_model": 16, "n_heads": 2, "d_head": 8, "d_mlp": 24, "n_ctx": 96, "act_fn": "relu"}
     model = new_model(0, device="cpu", d_vocab=len(ids()), model_name="tinyworld", **settings)
     save_folder(model, folder, processing="none")
-    (folder / "card.md").write_text(f"before\n{script.MARKS[0]}\nold\n{script.MARKS[1]}\nafter\n")
+    (folder / "card.md").write_text("before\n<!-- dictionaries -->\nold\n<!-- end of dictionaries -->\nafter\n")
     return folder
 
 
@@ -88,9 +88,3 @@ def test_every_dictionary_of_tinyworld_is_trained_once_and_scored(small_world, t
     scores = script.check(small_world)
     assert scores.count("variance explained") == 5
     assert "right, all MLPs replaced" in scores
-    script.write_card(small_world, scores)
-    card = (small_world / "card.md").read_text()
-    assert card.startswith("before\n")
-    assert card.endswith("after\n")
-    assert "old" not in card
-    assert scores in card
