@@ -18,8 +18,10 @@ from benchmarks.table import spread
 from mechkit.core.loop import hooked
 from mechkit.core.prompts import Prompts
 from mechkit.dictionaries import Transcoder, transcoders_for
-from mechkit.graphs.attribution import Attribution, mlp_input
+from mechkit.graphs.attribution import Attribution
 from mechkit.graphs.frozen import FrozenModel
+from mechkit.graphs.reading import mlp_input
+from mechkit.graphs.roots import logit_roots
 
 REPEATS = 7
 """Timed rounds of each case."""
@@ -46,13 +48,13 @@ def graph_table(device: str, size: str, rate: float) -> str:
 def measured(case: Case, repeats: int, rate: float) -> str:
     """One row of the table. Raises AssertionError where the two sides disagree."""
     frozen = FrozenModel.on(case.model, case.prompts, [mlp_input(basis) for basis in case.bases])
-    engine = Attribution(frozen, case.bases, [0], True, False)
+    engine = Attribution(frozen, case.bases, logit_roots(frozen, [0], centred=True))
     chosen = engine.targets
     by_descent, by_autograd = engine.rows(chosen)[0], rows_by_autograd(engine)
     sizes = by_descent.abs().sum(1, keepdim=True)
     counted = [i for i, node in enumerate(engine.sources) if node.kind == "feature"]
     assert float(((by_descent - by_autograd) / sizes)[:, counted].abs().max()) < 1e-5, "the two sides disagree"
-    sides = (lambda: engine.rows(chosen), lambda: rows_by_autograd(engine))
+    sides = (lambda: list(engine.blocks(chosen)), lambda: rows_by_autograd(engine))
     times = [[timed(side, case.prompts.tokens.device.type).busy for side in sides] for _ in range(repeats)]
     ours, theirs = zip(*times, strict=True)
     ratio = median(b / a for a, b in times)
@@ -93,26 +95,25 @@ def rows_by_autograd(engine: Attribution) -> Tensor:
     with torch.enable_grad(), hooked(model, hooks):
         logits = model(engine.frozen.prompts.tokens)[0, -1]
     out = engine.frozen.final.new_zeros(len(engine.targets), len(engine.sources))
-    for row, node in zip(out, engine.targets, strict=True):
+    for i, node in enumerate(engine.targets):
         if node.kind == "logit":
             value = logits[node.index] - logits.mean()
         else:
             value = inputs[node.layer][0, node.pos] @ engine.bases[node.layer].W_enc[:, node.index]
         slopes = torch.autograd.grad(value, list(leaves.values()), retain_graph=True, allow_unused=True)
-        contract(engine, row, [None if slope is None else slope[0] for slope in slopes])
+        contract(engine, out[i], [None if slope is None else slope[0] for slope in slopes])
     return out
 
 
+@torch.no_grad()
 def contract(engine: Attribution, row: Tensor, slopes: Sequence[Tensor | None]) -> None:
     """Fill the feature columns of one row from the gradients over each MLP's output."""
     for layer, slope in enumerate(slopes):
         if slope is None:
             continue
-        acts = engine.activations[layer]
-        places = acts.nonzero()
-        written = acts[tuple(places.T)][:, None] * engine.bases[layer].W_dec[places[:, 1]]
-        columns = [engine.column["feature", layer, pos, i] for pos, i in places.tolist()]
-        row[columns] = (slope[places[:, 0]] * written).sum(1)
+        active, columns = engine.active[layer], engine.layout.features[layer]
+        written = active.value[:, None] * engine.bases[layer].W_dec[active.index]
+        row[columns[0] : columns[-1]] = (slope[active.pos] * written).sum(1)
 
 
 def cases(device: str, size: str) -> list[Case]:

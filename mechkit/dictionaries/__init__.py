@@ -8,7 +8,10 @@ from mechkit.core.lazy import lazily
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
+        "Basis": "basis",
+        "CrossLayerTranscoder": "cross_layer",
         "Fidelity": "on_text",
+        "GatedNeurons": "mlp_neurons",
         "Plan": "sae_training",
         "Scores": "scores",
         "Transcoder": "transcoder",
@@ -16,7 +19,7 @@ __getattr__, __dir__, __all__ = lazily(
         "load_sae": "saes",
         "load_transcoders": "loading",
         "measure": "scores",
-        "neurons": "transcoder",
+        "neurons": "mlp_neurons",
         "read_rows": "on_text",
         "saes_for": "saes",
         "sample_rows": "training",

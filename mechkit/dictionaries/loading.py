@@ -1,8 +1,8 @@
-"""Transcoders from disk, in SAELens's format and without importing SAELens.
+"""Transcoders from disk, in SAELens's format (without importing SAELens) and in circuit-tracer's.
 
-A folder holds one `layer_{l}/` per layer, each with `cfg.json` and `sae_weights.safetensors`, as written by SAELens's
-`save_model`. The metadata in `cfg.json` names the hooks and may name the model: its weight processing and the hash
-of its weights are checked against the model, since features read weights that were processed in one way only.
+In SAELens's, a folder holds one `layer_{l}/` per layer, each with `cfg.json` and `sae_weights.safetensors`, as its
+`save_model` writes them. The metadata in `cfg.json` names the hooks and may name the model: its weight processing and
+the hash of its weights are checked against the model, since features read weights that were processed in one way only.
 
 >>> first, second = transcoders_for(model)                     # those of a bundled model
 >>> again = load_transcoders(model.mechkit_origin.folder / "transcoders", model)
@@ -12,12 +12,12 @@ True
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mechkit.dictionaries.transcoder import Transcoder
@@ -40,54 +40,79 @@ def transcoders_for(model) -> list[Transcoder] | None:
     return load_transcoders(origin.folder / "transcoders", model)
 
 
-def load_transcoders(path: str | Path, model) -> list[Transcoder]:
-    """The transcoders of every layer of `model`, on its device and in its dtype.
+def load_transcoders(path: str | Path, model, *, lazy: bool = False) -> list[Any]:
+    """The transcoders of every layer of `model`, on its device and in its dtype: `Transcoder`s from SAELens's format,
+    `CrossLayerTranscoder`s from circuit-tracer's (`mechkit.dictionaries.circuit_tracer`).
 
+    With `lazy`, encoders and decoders stay on disk and only the rows that are needed are read
+    (`CrossLayerTranscoder`s of one layer each, from SAELens's format).
     Raises FileNotFoundError for a missing layer, ValueError for a damaged file or a transcoder of another model:
     other hooks, sizes, layers, weight processing or weights.
     """
+    from mechkit.dictionaries.circuit_tracer import is_circuit_tracer, read_circuit_tracer
+
     path = Path(path)
+    if is_circuit_tracer(path):
+        return list(read_circuit_tracer(path, model, lazy=lazy))
     found = sorted(path.glob("layer_*"), key=lambda folder: folder.name)
     wanted = [f"layer_{layer}" for layer in range(model.cfg.n_layers)]
     names = [folder.name for folder in found]
     if sorted(wanted) != names:
         kind = FileNotFoundError if set(names) < set(wanted) else ValueError
         raise kind(f"'{path}' holds {names or 'no layers'}; this model needs {wanted[0]} to {wanted[-1]}")
-    return [_load_layer(path / name, layer, model) for layer, name in enumerate(wanted)]
+    read = _stored_layer if lazy else _load_layer
+    return [read(path / name, layer, model) for layer, name in enumerate(wanted)]
 
 
 def _load_layer(path: Path, layer: int, model) -> Transcoder:
     cfg, tensors = read_saelens(path)
+    hooks = _checked_hooks(path, layer, cfg, model)
+    placed: dict[str, Any] = {name: t.to(model.cfg.device, model.cfg.dtype) for name, t in tensors.items()}
+    return Transcoder(layer=layer, **hooks, **placed)
+
+
+def _stored_layer(path: Path, layer: int, model) -> Any:
+    from mechkit.dictionaries.cross_layer import CrossLayerTranscoder
+    from mechkit.dictionaries.stored import Stored
+
+    cfg, tensors = read_saelens(path, left_out=("W_enc", "W_dec"))
+    hooks = _checked_hooks(path, layer, cfg, model)
+    place = (model.cfg.device, model.cfg.dtype)
+    placed: dict[str, Any] = {name: t.to(*place) for name, t in tensors.items()}
+    W_enc, W_dec = Stored(path / WEIGHTS, "W_enc", *place, by_column=True), Stored(path / WEIGHTS, "W_dec", *place)
+    return CrossLayerTranscoder(layer=layer, W_enc=W_enc, W_dec=W_dec, **hooks, **placed)
+
+
+def _checked_hooks(path: Path, layer: int, cfg: dict[str, Any], model) -> dict[str, str]:
+    """Hooks and name of a transcoder that fits the model. Raises ValueError for one that does not."""
     metadata = cfg.get("metadata") or {}
     _check_hooks(path, layer, metadata, model)
     check_origin(path, metadata, model)
     for key in ("d_in", "d_out"):
         if cfg[key] != model.cfg.d_model:
             raise ValueError(f"'{path}' has {key} {cfg[key]}; this model has d_model {model.cfg.d_model}")
-    placed: dict[str, Any] = {name: t.to(model.cfg.device, model.cfg.dtype) for name, t in tensors.items()}
-    return Transcoder(
-        layer=layer,
-        hook_in=metadata["hook_name"],
-        hook_out=metadata["hook_name_out"],
-        name=metadata.get("name") or f"{path.parent.name}/{path.name}",
-        **placed,
-    )
+    return {
+        "hook_in": metadata["hook_name"],
+        "hook_out": metadata["hook_name_out"],
+        "name": metadata.get("name") or f"{path.parent.name}/{path.name}",
+    }
 
 
-def read_saelens(path: Path) -> tuple[dict[str, Any], dict[str, Float[Tensor, "..."]]]:
-    """The config and tensors of one SAELens transcoder, checked against each other.
+def read_saelens(path: Path, *, left_out: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Float[Tensor, "..."]]]:
+    """The config and tensors of one SAELens transcoder, checked against each other; `left_out` ones are not read.
 
     Raises FileNotFoundError or ValueError where a file is missing, damaged, or of a kind that cannot be read.
     """
     cfg = _read_config(path)
     try:
-        tensors = load_file(existing(path, WEIGHTS))
+        with safe_open(existing(path, WEIGHTS), "pt") as file:
+            seen = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors = {name: file.get_tensor(name) for name in seen if name not in left_out}
     except (SafetensorError, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"'{path / WEIGHTS}' is damaged: {error}; copy it again") from error
     shapes = _shapes(cfg)
-    seen = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if seen != shapes:
         raise ValueError(f"'{path / WEIGHTS}' holds {seen}; its {CONFIG} asks for {shapes}")
     return cfg, tensors

@@ -1,16 +1,17 @@
 """One MLP seen through a feature basis: what each feature reads, when it is active, and what it writes.
 
 A `Transcoder` reads an MLP's input and rebuilds its output from features: `y = activations(x) @ W_dec + b_dec`,
-plus `x @ W_skip.T` where it has a skip connection (SAELens's convention, `W_skip[d_out, d_in]`). `neurons` gives
-the model's own MLP neurons in the same shape, where the rebuilding is exact.
+plus `x @ W_skip.T` where it has a skip connection (SAELens's convention, `W_skip[d_out, d_in]`). `neurons`
+(`mlp_neurons`) gives the model's own MLP neurons in the same shape, where the rebuilding is exact.
 
 >>> first, second = transcoders
 >>> first.activations(cache[first.hook_in]).shape              # [prompt, pos, feature]
 torch.Size([50, 4, 448])
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -42,7 +43,18 @@ class Transcoder:
     name: str = ""
     """What the basis is called in results."""
     function: Callable[[Tensor], Tensor] | None = None
-    """Elementwise activation function of neurons that are not ReLU; None is ReLU, or JumpReLU with `threshold`."""
+    """Activation function of neurons that are not ReLU; None is ReLU, or JumpReLU with `threshold`."""
+    k: int | None = None
+    """TopK: how many features a token keeps at most, on average over the prompt where `over` says so; None is all."""
+    over: Literal["token", "prompt"] = "token"
+    """Whether the `k` largest of each token are kept (TopK), or the `k * n` largest of a prompt's n (BatchTopK). A
+    BatchTopK dictionary with a stored threshold is a JumpReLU: give `threshold` instead."""
+    parts: ClassVar[tuple[str, ...]] = ("",)
+    """Names of a feature's pre-activations; it has one."""
+
+    def __post_init__(self) -> None:
+        if self.k is not None and not 0 < self.k <= self.d_features:
+            raise ValueError(f"'{self.name}' keeps k = {self.k} of {self.d_features} features; k counts from 1")
 
     @property
     def d_features(self) -> int:
@@ -58,20 +70,36 @@ class Transcoder:
         return self.activate(self.preactivations(x))
 
     def activate(self, pre: Float[Tensor, "*b feature"]) -> Float[Tensor, "*b feature"]:
-        """The activation function on pre-activations."""
-        if self.function is not None:
-            return self.function(pre)
-        active = torch.relu(pre)
-        return active if self.threshold is None else active * (pre > self.threshold).to(pre.dtype)
+        """The activation function on pre-activations; with `over="prompt"` on those of whole prompts."""
+        return self.function(pre) if self.function is not None else gated(pre, self.threshold, self.k, self.over)
 
     def slope(self, pre: Float[Tensor, "*b feature"]) -> Float[Tensor, "*b feature"]:
-        """Derivative of `activate`: 1 where a ReLU or JumpReLU feature is active, else 0."""
-        if self.function is None:
-            floor = 0 if self.threshold is None else self.threshold.clamp(min=0)
-            return (pre > floor).to(pre.dtype)
-        with torch.enable_grad():
-            point = pre.detach().requires_grad_(True)
-            return torch.autograd.grad(self.function(point).sum(), point)[0]
+        """Derivative of `activate`: 1 where a ReLU, JumpReLU or TopK feature is active, else 0."""
+        return (self.activate(pre) > 0).to(pre.dtype) if self.function is None else slopes_of(self.function, pre)
+
+    # --- as a basis of graphs
+
+    def sums(self, x: Float[Tensor, "*b d_model"]) -> tuple[Float[Tensor, "*b feature"], ...]:
+        """Pre-activations by part."""
+        return (self.preactivations(x),)
+
+    def slopes(self, x: Float[Tensor, "*b d_model"]) -> tuple[Float[Tensor, "*b feature"], ...]:
+        """Derivative of each activation by each of its parts."""
+        return (self.slope(self.preactivations(x)),)
+
+    @property
+    def reaches(self) -> range:
+        """Layers whose MLP output the features write to."""
+        return range(self.layer, self.layer + 1)
+
+    def reads(self, ids: Sequence[int], part: str = "") -> tuple[Float[Tensor, "n d_model"], Float[Tensor, "n"]]:
+        """The directions that these features read, and what is added to each."""
+        chosen = torch.as_tensor(ids, device=self.W_enc.device)
+        return self.W_enc[:, chosen].T, self.b_enc[chosen]
+
+    def writes(self, ids: Sequence[int], layer: int) -> Float[Tensor, "n d_model"]:
+        """The directions that these features write to one of the layers they reach, for an activation of 1."""
+        return self.W_dec[torch.as_tensor(ids, device=self.W_dec.device)]
 
     def decode(
         self, activations: Float[Tensor, "*b feature"], x: Float[Tensor, "*b d_model"] | None = None
@@ -88,46 +116,53 @@ class Transcoder:
         return written + x @ self.W_skip.T
 
 
-def neurons(model) -> list[Transcoder]:
-    """The MLP neurons of every layer as a basis; decoding their activations is exact.
+def gated(
+    pre: Float[Tensor, "*b feature"],
+    threshold: Float[Tensor, "feature"] | None = None,
+    k: int | None = None,
+    over: Literal["token", "prompt"] = "token",
+) -> Float[Tensor, "*b feature"]:
+    """ReLU, JumpReLU with a `threshold`, TopK with a `k`, BatchTopK over the positions of a prompt."""
+    active = torch.relu(pre)
+    if threshold is not None:
+        active = active * (pre > threshold).to(pre.dtype)
+    if k is None:
+        return active
+    together = active if over == "token" or active.ndim < 2 else active.flatten(-2)
+    n_kept = min(k if together is active else k * active.shape[-2], together.shape[-1])
+    best = together.topk(n_kept, -1)
+    return torch.zeros_like(together).scatter(-1, best.indices, best.values).view_as(active)
 
-    The weights of the norm before the MLP, if any are left, are folded into what a neuron reads. Raises ValueError
-    for a model whose MLPs are missing, gated, normed inside or after, or mixtures of experts: a neuron of theirs is
-    more than a function of one pre-activation.
-    """
-    cfg = model.cfg
-    switches = ("attn_only", "gated_mlp", "num_experts", "use_normalization_before_and_after")
-    odd = [name for name in switches if getattr(cfg, name)]
-    odd += [cfg.act_fn] if "solu" in str(cfg.act_fn) or str(cfg.act_fn).endswith("_ln") else []
-    if odd:
-        raise ValueError(
-            f"'{cfg.model_name}' has no plain MLP neurons ({', '.join(odd)}); "
-            "a neuron basis needs an ungated MLP with an elementwise activation function; give transcoders instead"
-        )
-    return [_neurons_of(model, layer) for layer in range(cfg.n_layers)]
+
+def slopes_of(function: Callable[[Tensor], Tensor], pre: Float[Tensor, "*b feature"]) -> Float[Tensor, "*b feature"]:
+    """Derivative of an elementwise function."""
+    with torch.enable_grad():
+        point = pre.detach().requires_grad_(True)
+        return torch.autograd.grad(function(point).sum(), point)[0]
 
 
 def mlp_hooks(model, layer: int) -> tuple[str, str]:
     """The hooks of a layer's MLP input and output."""
     block, unnormed = f"blocks.{layer}", "hook_resid_pre" if model.cfg.parallel_attn_mlp else "hook_resid_mid"
-    normed = f"{block}.ln2.hook_normalized"
-    return normed if normed in model.hook_dict else f"{block}.{unnormed}", f"{block}.hook_mlp_out"
+    normed = mlp_input_norm(model, layer) is not None
+    return f"{block}.ln2.hook_normalized" if normed else f"{block}.{unnormed}", f"{block}.hook_mlp_out"
 
 
-@torch.no_grad()
-def _neurons_of(model, layer: int) -> Transcoder:
-    block = model.blocks[layer]
-    mlp, norm = block.mlp, getattr(block, "ln2", None)
-    gain, shift = getattr(norm, "w", None), getattr(norm, "b", None)
-    hook_in, hook_out = mlp_hooks(model, layer)
-    return Transcoder(
-        layer=layer,
-        W_enc=(mlp.W_in if gain is None else gain[:, None] * mlp.W_in).detach(),
-        b_enc=(mlp.b_in if shift is None else shift @ mlp.W_in + mlp.b_in).detach(),
-        W_dec=mlp.W_out.detach(),
-        b_dec=mlp.b_out.detach(),
-        hook_in=hook_in,
-        hook_out=hook_out,
-        name="neurons",
-        function=None if model.cfg.act_fn == "relu" else mlp.act_fn,
-    )
+def mlp_input_norm(model, layer: int) -> Any:
+    """The norm before a layer's MLP; None where there is none."""
+    norm = getattr(model.blocks[layer], "ln2", None)
+    return norm if hasattr(norm, "hook_scale") and not norms_outputs_only(model.cfg) else None
+
+
+def after_norm(model, layer: int, part: Literal["attn", "mlp"]) -> str | None:
+    """The name of the norm after a layer's attention or MLP (Gemma 2, OLMo 2); None where there is none."""
+    name = {"attn": "ln1", "mlp": "ln2"}[part] + ("" if norms_outputs_only(model.cfg) else "_post")
+    present = norms_outputs_only(model.cfg) or model.cfg.use_normalization_before_and_after
+    return name if present and hasattr(getattr(model.blocks[layer], name, None), "hook_scale") else None
+
+
+def norms_outputs_only(cfg) -> bool:
+    """Whether `ln1` and `ln2` stand after attention and MLP instead of before them, as in OLMo 2."""
+    from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
+
+    return getattr(cfg, "original_architecture", None) in POST_NORM_ARCHITECTURES

@@ -13,7 +13,7 @@ permuted within each pair of layers.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,6 +25,7 @@ from torch import Tensor
 from mechkit.core.loop import hooked
 from mechkit.core.metrics import Metric
 from mechkit.core.sweep import sweep
+from mechkit.graphs.blocks import Blocks
 from mechkit.graphs.exact import exact_error, suppression
 from mechkit.graphs.nodes import Node
 
@@ -108,7 +109,7 @@ def check_graph(graph, *, seed: int = 0) -> Check:
     return Check(
         nodes=nodes,
         predicted=-graph.weighted.effects(answer, slopes)[chosen],
-        direct=-graph.weighted.values[answer, chosen],
+        direct=-_row(graph, answer)[chosen],
         gradient=_gradient(graph, nodes),
         control=-_controls(graph, answer, slopes, seed)[:, chosen],
         frozen=frozen,
@@ -132,7 +133,7 @@ def same_sign(a: Float[Tensor, "*draw n"], b: Float[Tensor, "n"]) -> float:
 
 def answer_logit(graph) -> Metric:
     """The answer's logit, measured as the graph's logit targets are: before a soft-cap, from the mean if centred."""
-    token, centred = graph.logits[0].index, graph.attribution.centred
+    token, centred = graph.logits[0].index, graph.meta["logits"] != "raw"
     cap = graph.attribution.frozen.soft_cap
 
     def compute(logits: Tensor, prompts) -> Tensor:
@@ -144,18 +145,26 @@ def answer_logit(graph) -> Metric:
 
 def _measure(graph, nodes: Sequence[Node], base) -> Float[Tensor, "feature"]:
     frozen = graph.attribution.frozen
-    runs = [[], *([suppression(graph, node)] for node in nodes)]
+    runs = [[], *(suppression(graph, node) for node in nodes)]
     values = sweep(frozen.model, frozen.prompts, runs, answer_logit(graph), base=base).scores[:, 0]
     return values[1:] - values[0]
 
 
 def target_slopes(graph) -> Float[Tensor, "target"]:
-    """Derivative of each target's activation at the prompt; 1 for logits."""
-    engine = graph.attribution
-    by_layer = [basis.slope(pre) for basis, pre in zip(engine.bases, engine.preactivations, strict=True)]
-    slopes = [by_layer[node.layer][node.pos, node.index] for node in engine.features]
-    ones = torch.ones_like(graph.weighted.weights)
-    return torch.cat([torch.stack(slopes), ones[len(slopes) :]]) if slopes else ones
+    """Derivative of each target's activation by its row at the prompt; 1 for roots and gated neurons, whose rows
+    hold their derivatives already."""
+    engine, slopes = graph.attribution, torch.ones_like(graph.weighted.weights)
+    own = graph.weighted.own[: graph.weighted.n_features]
+    for basis, columns in zip(engine.bases, engine.layout.features, strict=True):
+        here = ((own >= columns[0]) & (own < columns[-1])).nonzero()[:, 0]
+        if len(basis.parts) == 1 and len(here):
+            slopes[here] = engine.active[basis.layer].slopes[0, own[here] - columns[0]]
+    return slopes
+
+
+def _row(graph, target: int) -> Float[Tensor, "source"]:
+    matrix, here = graph.weighted, torch.arange(len(graph.weighted.sources))
+    return matrix.rows.at(torch.full_like(here, target), here)
 
 
 def _gradient(graph, nodes: Sequence[Node]) -> Float[Tensor, "feature"]:
@@ -175,8 +184,13 @@ def _gradient(graph, nodes: Sequence[Node]) -> Float[Tensor, "feature"]:
         logits = frozen.model(frozen.prompts.tokens)
         value = answer_logit(graph)(logits, frozen.prompts).sum()
         slopes = dict(zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True))
-    written = [node.value * graph.attribution.bases[node.layer].W_dec[node.index] for node in nodes]
-    return torch.stack([-(slopes[node.layer][0, node.pos] @ w) for node, w in zip(nodes, written, strict=True)])
+    written = [graph.attribution.writes(node) for node in nodes]
+    return torch.stack(
+        [
+            -torch.stack([slopes[layer][0, node.pos] @ row for layer, row in rows.items()]).sum()
+            for node, rows in zip(nodes, written, strict=True)
+        ]
+    )
 
 
 def _controls(graph, answer: int, slopes: Tensor, seed: int) -> Float[Tensor, "draw source"]:
@@ -185,14 +199,19 @@ def _controls(graph, answer: int, slopes: Tensor, seed: int) -> Float[Tensor, "d
     return torch.stack(draws)
 
 
-def _permuted(matrix, generator: torch.Generator) -> Tensor:
-    """The matrix with its nonzero weights permuted within each pair of layers."""
-    values = matrix.values.clone()
-    columns = torch.tensor([node.layer for node in matrix.sources], device=values.device)
-    counted = ~matrix.of_kind("bias")
-    for upper in matrix.layers.unique().tolist():
+def _permuted(matrix, generator: torch.Generator) -> Blocks:
+    """The matrix's rows with their nonzero weights permuted within each pair of layers."""
+    columns = torch.tensor([node.layer for node in matrix.sources], device=matrix.rows.device)
+    counted, changed = matrix.counted, []
+    for blocks in reversed(list(matrix.rows.levels())):
+        values = [block.values.clone() for block in blocks]
         for lower in columns[counted].unique().tolist():
-            block = (matrix.layers == upper)[:, None] & (counted & (columns == lower))[None] & (values != 0)
-            weights = values[block]
-            values[block] = weights[torch.randperm(len(weights), generator=generator)]
-    return values
+            lower_columns = counted & (columns == lower)
+            masks = [(new != 0) & block.take(lower_columns) for block, new in zip(blocks, values, strict=True)]
+            weights = torch.cat([new[mask] for new, mask in zip(values, masks, strict=True)])
+            weights = weights[torch.randperm(len(weights), generator=generator)]
+            parts = weights.split([int(mask.sum()) for mask in masks])
+            for new, mask, part in zip(values, masks, parts, strict=True):
+                new[mask] = part
+        changed += [replace(block, values=new) for block, new in zip(blocks, values, strict=True)]
+    return replace(matrix.rows, blocks=sorted(changed, key=lambda block: -block.level))

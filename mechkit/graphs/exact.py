@@ -25,28 +25,33 @@ def exact_error(graph, chosen: Sequence[int]) -> float:
     """
     if not chosen:
         return 0.0
-    runs = [_frozen_run(graph, None), *(_frozen_run(graph, suppression(graph, graph.sources[i])) for i in chosen)]
+    runs = [_frozen_run(graph, []), *(_frozen_run(graph, suppression(graph, graph.sources[i])) for i in chosen)]
     values = {hook: torch.stack([run[hook] for run in runs]) for hook in runs[0]}
     moved = torch.stack([_read_target(graph, target, values) for target in graph.targets], 1)
     change = moved[1:] - moved[:1]
-    sizes = graph.weighted.values.abs().sum(1)
-    return float(((change + graph.weighted.values[:, chosen].T).abs() / sizes).max())
+    matrix = graph.matrix()
+    sizes = matrix.abs().sum(1)
+    return float(((change + matrix[:, chosen].T).abs() / sizes).max())
 
 
-def suppression(graph, node: Node) -> Add:
-    """Take what a feature writes out of its MLP's output."""
-    basis = graph.attribution.bases[node.layer]
-    return Add(f"L{node.layer}.mlp_out@{node.pos}", -node.value * basis.W_dec[node.index])
+def suppression(graph, *nodes: Node) -> list[Add]:
+    """Take what features write out of the MLP outputs that they write to, norms after the MLP held at their scales."""
+    written: dict[tuple[int, int], Tensor] = {}
+    for node in nodes:
+        for layer, row in graph.attribution.writes(node).items():
+            place = layer, node.pos or 0
+            written[place] = written[place] + row if place in written else row
+    return [Add(f"L{layer}.mlp_out@{pos}", -row) for (layer, pos), row in written.items()]
 
 
-def _frozen_run(graph, edit: Add | None) -> dict[str, Float[Tensor, "pos d_model"]]:
-    """What dictionaries read, and the last residual stream, with all else frozen and `edit` made."""
+def _frozen_run(graph, edits: Sequence[Add]) -> dict[str, Float[Tensor, "pos d_model"]]:
+    """What dictionaries read, and the last residual stream, with all else frozen and `edits` made."""
     engine, frozen, seen = graph.attribution, graph.attribution.frozen, {}
     last = f"blocks.{frozen.model.cfg.n_layers - 1}.hook_resid_post"
     hooks = [(name, lambda x, hook, name=name: seen.__setitem__(name, x[0])) for name in _read_hooks(engine, last)]
     hooks += [hook for held in frozen.freeze(mlps=True) for hook in held.hooks(frozen.model, frozen.prompts)]
     hooks += [_skip_hook(engine, basis, seen) for basis in engine.bases if basis.W_skip is not None]
-    hooks += edit.hooks(frozen.model, frozen.prompts) if edit is not None else []
+    hooks += [hook for edit in edits for hook in edit.hooks(frozen.model, frozen.prompts)]
     with hooked(frozen.model, hooks):
         frozen.model(frozen.prompts.tokens)
     return seen
@@ -58,25 +63,29 @@ def _read_hooks(engine, last: str) -> list[str]:
 
 def _skip_hook(engine, basis, seen: dict[str, Tensor]) -> Hook:
     """The part of an MLP's output that a skip connection lets move with its input; not at a BOS position."""
-    before = engine.mlp_in(basis)
+    before, norm = engine.mlp_in(basis), engine.norm_after(basis)
 
     def hook(x: Tensor, hook) -> Tensor:
         moved = (seen[basis.hook_in] - before) @ basis.W_skip.T
+        moved = moved if norm is None else norm.forward(moved)
         moved[: engine.mlp_positions.start] = 0
         return x + moved
 
-    return basis.hook_out, hook
+    return f"blocks.{basis.layer}.hook_mlp_out", hook
 
 
 def _read_target(graph, target: Node, values: dict[str, Tensor]) -> Float[Tensor, "run"]:
-    """A target's pre-activation in each run (logits from the last residual, the final norm's scale held)."""
+    """A target's pre-activation in each run (logits from the last residual, the final norm's scale held).
+
+    Raises ValueError for a target that is neither feature nor logit.
+    """
     engine, frozen = graph.attribution, graph.attribution.frozen
     if target.kind == "feature":
         basis = engine.bases[target.layer]
-        return values[basis.hook_in][:, target.pos] @ basis.W_enc[:, target.index] + basis.b_enc[target.index]
-    model = frozen.model
-    direction = model.W_U[:, target.index] - (model.W_U.mean(1) if engine.centred else 0)
-    over_all = direction.new_zeros(frozen.n_positions, len(direction))
-    over_all[-1] = direction
-    through = frozen.norm_back(over_all, "ln_final", affine=True)[-1]
-    return values[f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"][:, target.pos] @ through
+        rows, added = basis.reads([target.index], target.part or basis.parts[0])
+        return values[basis.hook_in][:, target.pos] @ rows[0] + added[0]
+    root, norm = engine.roots[target.root or 0], frozen.final_norm
+    if root.site.name != "logits":
+        raise ValueError(f"the exact level reads features and logits, not '{target}'")
+    through = root.vector[None, None] if norm is None else norm.back(root.vector[None, None], target.pos or 0)
+    return values[f"blocks.{frozen.model.cfg.n_layers - 1}.hook_resid_post"][:, target.pos] @ through[0, 0]

@@ -89,11 +89,11 @@ def _cantor(node: Node) -> int:
 def _rest(graph: AttributionGraph) -> dict:
     """What the schema has no place for."""
     biases = graph.weighted.of_kind("bias")
-    sums = graph.weighted.values[:, biases].sum(1).tolist()
+    sums = graph.weighted.rows.per_row(lambda block: block.values[:, block.take(biases)].sum(1)).tolist()
     targets = {
         node.id: {"preactivation": node.preactivation, "biases": bias}
-        for node, bias in zip(graph.targets, sums, strict=True)
-        if node.kind == "logit" or bool(graph.kept.nodes[graph.column_of(node)])
+        for node, bias in zip(graph.weighted.targets, sums, strict=True)
+        if node.root is not None or bool(graph.kept.nodes[graph.column_of(node)])
     }
     scores = {name: _finite(value) for name, value in graph.scores.items()}
     return {"made": dict(graph.meta), "scores": scores, "targets": targets, "exact_error": _exact_error(graph)}
@@ -201,14 +201,11 @@ def node_label(graph: AttributionGraph, node: Node) -> str:
 
 def _edges(graph: AttributionGraph) -> list[tuple[str, str, float, float]]:
     """Kept edges by node id with signed weight and share of the answer, largest share first."""
-    places = graph.kept.edges.nonzero()
-    through, order = (graph.weighted.shares * graph.weighted.importance[:, None])[tuple(places.T)].sort(
-        descending=True, stable=True
-    )
-    sources, targets, values = graph.weighted.sources, graph.weighted.targets, graph.weighted.values
+    sources, targets = graph.weighted.sources, graph.weighted.targets
+    places, weights, through = (values.tolist() for values in graph.kept_edges)
     return [
-        (sources[s].id, targets[t].id, float(values[t, s]), share)
-        for (t, s), share in zip(places[order].tolist(), through.tolist(), strict=True)
+        (sources[s].id, targets[t].id, weight, share)
+        for (t, s), weight, share in zip(places, weights, through, strict=True)
     ]
 
 

@@ -1,12 +1,13 @@
 """A model frozen on one prompt: attention patterns and normalisation scales held at their values there.
 
 With these held and each MLP's output a given vector, the residual stream is linear in what is written to it.
-`FrozenModel` holds those values and the transposes of the linear maps, which carry a reading direction down
-through normalisations and attention.
+`FrozenModel` holds those values, gives the linear maps (`layers`), and checks once that they are the model: that the
+residual stream they rebuild is the one the model had.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,60 +15,94 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechkit.core.interventions import Replace
+from mechkit.core.loop import Loop
+from mechkit.core.places import expand
 from mechkit.core.prompts import Prompts
-from mechkit.core.sweep import Activations, activations
+from mechkit.core.sweep import Activations
+from mechkit.graphs.layers import FrozenLayer, Norm
 
-Directions = Float[Tensor, "stream target pos d_model"]
-"""Reading directions of targets in the residual stream, one stream per last head."""
+_NORMS = ("ln1", "ln1_post", "ln2", "ln2_post")
+
+_EMBEDDED = ("standard", "shortformer")
+"""Kinds of positions that have embeddings."""
+
+_OFF = 1e-3
+"""Largest difference of a rebuilt residual stream from the model's, relative to its largest entry."""
 
 
 @dataclass(frozen=True, eq=False)
 class FrozenModel:
-    """One prompt's attention patterns, scales and MLP inputs and outputs, and the linear maps they fix."""
+    """One prompt's attention patterns, scales, residual stream and MLP outputs, and the linear maps they fix."""
 
     model: Any
     """The HookedTransformer."""
     prompts: Prompts
     """The one prompt."""
     values: Activations
-    """Patterns, scales, embeddings, MLP inputs and outputs, each `[1, *slice]`."""
-    final: Float[Tensor, "pos d_model"]
-    """What the unembedding reads."""
+    """Patterns, scales, embeddings, residual stream, MLP inputs and outputs, each `[1, *slice]`."""
+    given: Float[Tensor, "pos vocab"]
+    """The model's own logits."""
 
     @classmethod
+    @torch.no_grad()
     def on(cls, model, prompts: Prompts, hooks_in: Sequence[str] = ()) -> "FrozenModel":
-        """Freeze `model` on its one prompt; `hooks_in` are the MLP inputs to keep. Cost: one forward pass.
+        """Freeze `model` on its one prompt; `hooks_in` are the sites to keep beside. Cost: one forward pass.
 
-        Raises ValueError for an architecture that is not traced yet, and for more than one prompt.
+        Raises ValueError for more than one prompt, and where hooks or modules of the user's own make attention, the
+        residual stream or the logits other than the model's weights say.
         """
-        _require_traceable(model.cfg)
         if len(prompts) != 1:
             raise ValueError(f"a graph is of one prompt, {len(prompts)} were given; call trace once for each")
-        sites = ["embed", *_frozen_sites(model.cfg), *hooks_in]
-        sites += ["pos_embed"] if adds_positions(model.cfg) else []
-        sites += [] if model.cfg.attn_only else ["L*.mlp_out"]
-        sites += ["ln_final"] if has_norm(model.cfg) else [f"L{model.cfg.n_layers - 1}.resid_post"]
-        values = activations(model, prompts, dict.fromkeys(sites))
-        final = values[sites[-1]][0]
-        if has_norm(model.cfg):
-            final = final * getattr(model.ln_final, "w", 1) + getattr(model.ln_final, "b", 0)
-        return cls(model, prompts, values, final)
+        sites = dict.fromkeys([*_kept(model), *hooks_in])
+        logits, slices = Loop(model, prompts, expand(model, sites, prompts)).forward([])
+        frozen = cls(model, prompts, Activations(slices), logits[0])
+        frozen.require_linear()
+        return frozen
 
     @property
     def n_positions(self) -> int:
         """Tokens of the prompt."""
         return self.prompts.tokens.shape[1]
 
-    @property
+    @cached_property
+    def layers(self) -> list[FrozenLayer]:
+        """The linear maps of each block."""
+        return [FrozenLayer(self, layer) for layer in range(self.model.cfg.n_layers)]
+
+    @cached_property
+    def is_causal(self) -> bool:
+        """Whether no position attends to a later one on this prompt."""
+        return not any(bool(self.pattern(layer).triu(1).any()) for layer in range(self.model.cfg.n_layers))
+
+    @cached_property
+    def final_norm(self) -> Norm | None:
+        """The norm before the unembedding."""
+        return self.norm("ln_final")
+
+    @cached_property
+    def final(self) -> Float[Tensor, "pos d_model"]:
+        """What the unembedding reads."""
+        last, norm = self.values[f"L{self.model.cfg.n_layers - 1}.resid_post"][0], self.final_norm
+        return last if norm is None else norm.forward(last) + norm.bias(last)
+
+    @cached_property
     def logits(self) -> Float[Tensor, "vocab"]:
         """Logits after the last token, before any soft-cap."""
-        return self.final[-1] @ self.model.W_U.detach() + self.model.b_U.detach()
+        return self.logits_at(self.n_positions - 1)
+
+    def logits_at(self, pos: int) -> Float[Tensor, "vocab"]:
+        """Logits after the token at `pos`, before any soft-cap."""
+        return self.final[pos] @ self.model.W_U.detach() + self.model.b_U.detach()
 
     @property
     def capped_logits(self) -> Float[Tensor, "vocab"]:
-        """Logits as the model gives them, after its soft-cap if it has one."""
+        """Logits after the last token as the model gives them, after its soft-cap if it has one."""
+        return self.capped(self.logits)
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """Logits after the model's soft-cap, if it has one."""
         cap = self.soft_cap
-        return self.logits if cap is None else cap * torch.tanh(self.logits / cap)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     @property
     def soft_cap(self) -> float | None:
@@ -80,50 +115,41 @@ class FrozenModel:
         return self.values[f"L{layer}.pattern"][0]
 
     def mlp_out(self, layer: int) -> Float[Tensor, "pos d_model"]:
-        """What one layer's MLP writes."""
+        """What one layer's MLP adds to the residual stream."""
         return self.values[f"L{layer}.mlp_out"][0]
 
-    def norm_back(self, g: Tensor, norm: str, *, affine: bool) -> Tensor:
-        """Directions over a norm's output, `[..., pos, d]`, as directions over its input.
-
-        A norm is y = n * w + b with n = (x - mean x) / s, s held (no mean for RMSNorm, no w and b when folded).
-        `affine` says whether y was read, or n, which is what TransformerLens's `hook_normalized` holds.
-        """
-        module = _module(self.model, norm)
-        if module is None or not hasattr(module, "hook_scale"):
-            return g
-        g = g * module.w if affine and hasattr(module, "w") else g
-        scale = self.values[f"{norm}.scale"][0, : g.shape[-2]]
-        g = g / scale.to(g.dtype)
-        return g - g.mean(-1, keepdim=True) if "LayerNorm" in type(module).__name__ else g
-
-    def norm_bias(self, norm: str) -> Float[Tensor, "d_model"] | None:
-        """The bias of a norm, None where it has none."""
-        return getattr(_module(self.model, norm), "b", None)
-
-    def values_back(self, g: Directions, layer: int, *, per_head: bool) -> Float[Tensor, "head stream target pos d"]:
-        """Directions over one layer's attention output as directions over its normalised input, through values.
-
-        One entry per head, or a single one for all heads together.
-        """
-        attn = self.model.blocks[layer].attn
-        pattern = self.pattern(layer)[:, : g.shape[2], : g.shape[2]].to(g.dtype)
-        over_z = torch.einsum("stqd,hed->hstqe", g, attn.W_O)
-        over_v = torch.einsum("hqr,hstqe->hstre", pattern, over_z)
-        by_head = "hstrd" if per_head else "strd"
-        back = torch.einsum(f"hstre,hde->{by_head}", over_v, attn.W_V)
-        return back if per_head else back[None]
-
-    def value_bias(self, layer: int) -> Float[Tensor, "pos d_model"]:
-        """What the value biases of one layer write at each position."""
-        attn = self.model.blocks[layer].attn
-        return torch.einsum("hq,he,hed->qd", self.pattern(layer).sum(-1), attn.b_V, attn.W_O)
+    def norm(self, name: str) -> Norm | None:
+        """The norm of that name, `L3.ln1` or `ln_final`, with its scale held; None where the model has none."""
+        return Norm.of(_module(self.model, name), self.values[f"{name}.scale"][0]) if _has(self.model, name) else None
 
     def freeze(self, *, mlps: bool) -> list[Replace]:
         """Interventions that hold patterns and scales, and MLP outputs too if `mlps`, at this prompt's values."""
-        sites = list(_frozen_sites(self.model.cfg))
+        sites = _frozen_sites(self.model)
         sites += [f"L{layer}.mlp_out" for layer in range(self.model.cfg.n_layers)] if mlps else []
-        return [Replace(site, self.values[site]) for site in sites]
+        return [Replace(site, _for_every_head(self.values[site])) for site in sites]
+
+    @torch.no_grad()
+    def require_linear(self) -> None:
+        """Raise ValueError where the residual stream is not what weights, patterns and scales make of it."""
+        model, at = self.model, lambda site: self.values[site][0]
+        stream, last = at("embed"), "the embedding"
+        stream = stream + at("pos_embed") if adds_positions(model.cfg) else stream
+        for layer in range(model.cfg.n_layers):
+            _require_equal(stream, at(f"L{layer}.resid_pre"), f"what goes into layer {layer}", last)
+            stream = at(f"L{layer}.resid_pre")
+            attended = self.layers[layer].attention_out(stream)
+            _require_equal(attended, at(f"L{layer}.attn_out"), f"L{layer}.attn_out", "its patterns and values")
+            stream = stream + at(f"L{layer}.attn_out")
+            stream = stream if model.cfg.attn_only else stream + self.mlp_out(layer)
+            last = f"what layer {layer} puts out"
+        _require_equal(stream, at(f"L{model.cfg.n_layers - 1}.resid_post"), "the last residual stream", last)
+        logits = torch.stack([self.capped(self.logits_at(pos)) for pos in {0, self.n_positions - 1}])
+        seen = torch.stack([self.given[pos] for pos in {0, self.n_positions - 1}])
+        if seen.shape != logits.shape:
+            raise ValueError(
+                f"the model's logits are {list(self.given.shape)}, its unembedding gives {logits.shape[1]}"
+            )
+        _require_equal(logits, seen, "the logits", "the last residual stream")
 
 
 def adds_positions(cfg) -> bool:
@@ -131,33 +157,45 @@ def adds_positions(cfg) -> bool:
     return cfg.positional_embedding_type == "standard"
 
 
-def has_norm(cfg) -> bool:
-    """Whether the model normalises."""
-    return cfg.normalization_type is not None
-
-
-def _frozen_sites(cfg) -> list[str]:
-    norms = ["ln1"] if cfg.attn_only else ["ln1", "ln2"]
-    sites = [f"L{layer}.pattern" for layer in range(cfg.n_layers)]
-    if has_norm(cfg):
-        sites += [f"L{layer}.{norm}.scale" for layer in range(cfg.n_layers) for norm in norms] + ["ln_final.scale"]
+def _kept(model) -> list[str]:
+    """Sites whose values a frozen model keeps."""
+    cfg, layers = model.cfg, range(model.cfg.n_layers)
+    sites = ["embed", *(["pos_embed"] if cfg.positional_embedding_type in _EMBEDDED else []), *_frozen_sites(model)]
+    for layer in layers:
+        sites += [f"L{layer}.{name}" for name in ("resid_pre", "attn_out", "resid_post")]
+        sites += [] if cfg.attn_only else [f"L{layer}.mlp_out"]
+        sites += [] if cfg.attn_only or cfg.parallel_attn_mlp else [f"L{layer}.resid_mid"]
+        sites += [] if cfg.clip_qkv is None else [f"L{layer}.v"]
     return sites
 
 
-def _module(model, norm: str):
+def _frozen_sites(model) -> list[str]:
+    """Patterns, and the scales of all norms of the residual stream."""
+    layers = range(model.cfg.n_layers)
+    norms = [f"L{layer}.{name}" for layer in layers for name in _NORMS]
+    return [f"L{layer}.pattern" for layer in layers] + [f"{n}.scale" for n in [*norms, "ln_final"] if _has(model, n)]
+
+
+def _module(model, norm: str) -> Any:
     """The module of `L3.ln1` or `ln_final`."""
     layer, _, name = norm.rpartition(".")
-    return getattr(model.blocks[int(layer[1:])], name) if layer else getattr(model, "ln_final", None)
+    return getattr(model.blocks[int(layer[1:])], name, None) if layer else getattr(model, "ln_final", None)
 
 
-def _require_traceable(cfg) -> None:
-    """Raise ValueError, naming the part, for what the linear maps do not cover yet."""
-    parts = {
-        "parallel attention and MLP": cfg.parallel_attn_mlp,
-        "norms after attention and MLP": getattr(cfg, "use_normalization_before_and_after", False),
-        "a norm after the embedding": getattr(cfg, "post_embedding_ln", False),
-        "bidirectional attention": cfg.attention_dir != "causal",
-    }
-    for part, present in parts.items():
-        if present:
-            raise ValueError(f"the model has {part}, which graphs do not cover yet; trace a model without")
+def _has(model, norm: str) -> bool:
+    return hasattr(_module(model, norm), "hook_scale")
+
+
+def _for_every_head(value: Tensor) -> Tensor:
+    """A scale `[1, pos, head, 1]`, the same for all heads, for however many there are."""
+    return value[:, :, :1] if value.ndim == 4 and value.shape[-1] == 1 else value
+
+
+def _require_equal(made: Tensor, seen: Tensor, what: str, of: str) -> None:
+    size = float(seen.abs().max())
+    off = float((made - seen).abs().max())
+    if not off <= _OFF * max(size, torch.finfo(seen.dtype).tiny):
+        raise ValueError(
+            f"{what} differs by {off:.2g} (its largest entry is {size:.2g}) from what {of} gives by the model's own "
+            "weights; hooks and modules of your own between them are not followed by graphs: trace a model without"
+        )

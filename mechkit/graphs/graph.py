@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechkit.core.result import Result
 from mechkit.core.site import Edge
 from mechkit.graphs.attribution import Attribution
+from mechkit.graphs.blocks import Blocks
 from mechkit.graphs.influence import Kept, Matrix
 from mechkit.graphs.nodes import Node
 
@@ -51,6 +52,10 @@ class AttributionGraph:
     """What pruning keeps; saved files and pages show this part."""
     meta: Mapping
     """How it was made: model, weights, prompt, thresholds, versions."""
+    rows: Blocks
+    """The matrix with one row per pre-activation: that of `weighted`, or two rows for a gated neuron."""
+    targets: Sequence[Node]
+    """What the rows of the matrix are: features, then roots."""
     meanings: dict[str, Meaning] = field(default_factory=dict)
     """What features stand for, by node id."""
     plots: dict[str, Tensor] = field(default_factory=dict)
@@ -64,18 +69,23 @@ class AttributionGraph:
 
     @property
     def nodes(self) -> list[Node]:
-        """All nodes: sources, then logits."""
-        return [*self.weighted.sources, *self.logits]
+        """All nodes: sources, then roots."""
+        return [*self.weighted.sources, *self.roots]
+
+    @property
+    def roots(self) -> list[Node]:
+        """What the graph explains: logits, likeliest first, or the targets that were named."""
+        return list(self.weighted.targets[self.weighted.n_features :])
 
     @property
     def logits(self) -> list[Node]:
-        """The logit nodes, likeliest first."""
-        return [node for node in self.weighted.targets if node.kind == "logit"]
+        """The logits among the roots, or all roots where none is one; the first is called the answer."""
+        return [node for node in self.roots if node.kind == "logit"] or self.roots
 
     @property
-    def targets(self) -> list[Node]:
-        """Rows of the matrix: features, then logits."""
-        return list(self.weighted.targets)
+    def coverage(self) -> float:
+        """Share of the influence on the roots that is followed down to inputs and errors."""
+        return self.weighted.coverage
 
     @property
     def sources(self) -> list[Node]:
@@ -83,17 +93,18 @@ class AttributionGraph:
         return list(self.weighted.sources)
 
     def matrix(self) -> Float[Tensor, "target source"]:
-        """Signed contributions of sources to targets, unpruned. A row sums to its target's `preactivations`.
+        """Signed contributions of sources to `targets`, unpruned: for small graphs, zeros and all (`rows` has them by
+        blocks). A row sums to its target's `preactivations`; a gated neuron has two, gate and linear.
 
         Unit: that of the pre-activation; logits are measured from the mean logit unless `meta` says otherwise.
         """
-        return self.weighted.values
+        return self.rows.dense()
 
     @cached_property
     def probabilities(self) -> dict[str, float]:
         """The model's probability of each logit node, by node id."""
         all_of_them = self.attribution.frozen.capped_logits.softmax(-1)
-        return {node.id: float(all_of_them[node.index]) for node in self.logits}
+        return {node.id: float(all_of_them[node.index]) for node in self.roots if node.kind == "logit"}
 
     @cached_property
     def _columns(self) -> dict[str, int]:
@@ -106,17 +117,22 @@ class AttributionGraph:
     @cached_property
     def preactivations(self) -> Float[Tensor, "target"]:
         """What each row of the matrix must sum to, computed by the model itself."""
-        values = [node.preactivation for node in self.weighted.targets]
-        return torch.tensor(values, dtype=self.weighted.values.dtype, device=self.weighted.values.device)
+        values = [node.preactivation for node in self.targets]
+        return torch.tensor(values, dtype=self.rows.dtype, device=self.rows.device)
 
     @property
     def edges(self) -> Result:
         """The kept edges, largest influence first: rows sender -> receiver, scores their signed weights."""
-        places = self.kept.edges.nonzero()
-        through = self.weighted.shares * self.weighted.importance[:, None]
-        places = places[through[tuple(places.T)].argsort(descending=True, stable=True)]
+        places, weights, _ = self.kept_edges
         edges = [Edge(self.weighted.sources[s].site, self.weighted.targets[t].site) for t, s in places.tolist()]
-        return Result.of_edges(edges, self.weighted.values[tuple(places.T)][:, None], "pre-activation", self.meta)
+        return Result.of_edges(edges, weights[:, None], "pre-activation", self.meta)
+
+    @cached_property
+    def kept_edges(self) -> tuple[Int[Tensor, "edge 2"], Float[Tensor, "edge"], Float[Tensor, "edge"]]:
+        """Kept edges, largest influence first: target and source numbers, signed weights, influence along each."""
+        t, s = self.kept.places.T
+        through, order = self.weighted.through().at(t, s).sort(descending=True, stable=True)
+        return self.kept.places[order], self.weighted.rows.at(t, s)[order], through
 
     @property
     def kept_sources(self) -> list[int]:
@@ -152,12 +168,6 @@ class AttributionGraph:
 
         return pathways(self)[:n]
 
-    @cached_property
-    def head_shares(self) -> Float[Tensor, "stream target source"]:
-        """Share of each edge that each head carries as the last one before the target; the first stream is no head."""
-        size = self.head_loadings(self.targets).abs()
-        return size / size.sum(0).clamp_min(torch.finfo(size.dtype).tiny)
-
     def heads(self) -> Result:
         """Share of the answer's influence that each head, `L0.H1.z`, is the last to carry to a node."""
         from mechkit.core.site import Site
@@ -184,8 +194,9 @@ class AttributionGraph:
 
     def __repr__(self) -> str:
         answer, kept = self.logits[0], len(self.kept_sources)
+        sure = f" with probability {self.probabilities[answer.id]:.3f}" if answer.id in self.probabilities else ""
         scores = ", ".join(f"{name} {value:.2f}" for name, value in self.scores.items() if value is not None)
         return (
-            f"AttributionGraph of {self.meta['prompt']!r}: {answer.name!r} with probability "
-            f"{self.probabilities[answer.id]:.3f}\n{len(self.nodes)} nodes, {kept} kept; {scores}"
+            f"AttributionGraph of {self.meta['prompt']!r}: {answer.name!r}{sure}\n"
+            f"{len(self.nodes)} nodes, {kept} kept, {self.coverage:.1%} of the influence followed; {scores}"
         )

@@ -6,14 +6,15 @@ Source: Ameisen et al. 2025, appendix on graph pruning and scores. Differences: 
 normalised rows, position embeddings and BOS outputs count as inputs, and completeness is a mean over targets only.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mechkit.graphs.blocks import Block, Blocks, largest
 from mechkit.graphs.nodes import Node
 
 INPUTS = ("token", "position", "bos")
@@ -22,72 +23,122 @@ INPUTS = ("token", "position", "bos")
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """Contributions of sources to targets. Target `i` is source `i` while it is a feature; logits come last."""
+    """Contributions of sources to targets: features first, then roots, each one row.
 
-    values: Float[Tensor, "target source"]
-    """Signed contributions; a row sums to its target's pre-activation."""
+    The row of a gated neuron is its two rows, each times the neuron's derivative by it.
+    """
+
+    rows: Blocks
+    """Signed contributions by blocks; the row of a target with one pre-activation sums to it."""
     targets: Sequence[Node]
     """Rows."""
     sources: Sequence[Node]
     """Columns."""
     weights: Float[Tensor, "target"]
-    """What influence starts from: each logit's probability, 0 for features."""
+    """What influence starts from: each root's weight, 0 for features."""
+    own: Int[Tensor, "target"]
+    """The column of each target, -1 for roots."""
 
     @property
     def n_features(self) -> int:
-        """Number of features, the first rows and the first columns."""
-        return sum(node.kind == "feature" for node in self.targets)
+        """Number of features that have a row; they come first."""
+        return int((self.own >= 0).sum())
 
-    @cached_property
-    def layers(self) -> Tensor:
-        """Layer of each target."""
-        return torch.tensor([node.layer for node in self.targets], device=self.values.device)
+    @property
+    def values(self) -> Float[Tensor, "target source"]:
+        """The contributions as one tensor, zeros and all: for small graphs."""
+        return self.rows.dense()
 
     def of_kind(self, *kinds: str) -> Bool[Tensor, "source"]:
         """Which sources are of these kinds."""
-        return torch.tensor([node.kind in kinds for node in self.sources], device=self.values.device)
+        return torch.tensor([node.kind in kinds for node in self.sources], device=self.rows.device)
 
     @cached_property
+    def counted(self) -> Bool[Tensor, "source"]:
+        """Sources that influence flows to: all but the biases."""
+        return ~self.of_kind("bias")
+
+    @property
     def shares(self) -> Float[Tensor, "target source"]:
-        """Each target's share of each source but the biases: |A| over its sum."""
-        return self._shares_of(~self.of_kind("bias"))
+        """Each target's share of each source but the biases, |A| over its sum, as one tensor: for small graphs."""
+        return self.rows.map(self.share_of(self.counted)).dense()
 
     @cached_property
     def influence(self) -> Float[Tensor, "source"]:
-        """Share of the answer that passes through each source, over all paths. Inputs and errors sum to 1."""
-        return self.descend(self.shares, self.weights)
+        """Share of the answer that passes through each source, over all paths. Inputs and errors sum to 1, less what
+        reaches features that have no row."""
+        return self.descend(self._flow(self.counted), self.weights)
 
     @cached_property
     def importance(self) -> Float[Tensor, "target"]:
-        """Influence of each target: features as sources, logits by their weight."""
+        """Influence of each target: features as sources, roots by their weight."""
         return self._as_targets(self.influence)
 
-    def descend(self, rows: Tensor, start: Float[Tensor, "target"], gains: Tensor | None = None) -> Tensor:
-        """The weight of each source when `start` at the targets flows down `rows` along every path.
+    @property
+    def coverage(self) -> float:
+        """Share of the influence that is followed down to inputs and errors, not to features without a row."""
+        unexpanded = self.of_kind("feature")
+        unexpanded[self.own[self.own >= 0]] = False
+        return 1 - float(self.influence[unexpanded].sum() / self.weights.sum())
 
-        A target passes on `gains` (1 unless given) times what reaches it. Exact in one sweep.
+    def share_of(self, counted: Bool[Tensor, "source"]) -> Callable[[Block], Tensor]:
+        """From a block to its rows' shares of the `counted` sources."""
+        sums = self._sums(counted)
+        return lambda block: block.values.abs() * block.take(counted) / sums[block.rows, None]
+
+    def through(self) -> Blocks:
+        """Influence that flows along each edge."""
+        share = self.share_of(self.counted)
+        return self.rows.map(lambda block: share(block) * self.importance[block.rows, None])
+
+    def descend(
+        self, flow: Callable[[Block, Tensor], Tensor], start: Float[Tensor, "target"], gains: Tensor | None = None
+    ) -> Float[Tensor, "source"]:
+        """The weight of each source when `start` at the targets flows down along every path.
+
+        `flow` says what a block's columns receive from what its rows pass on: `gains` (1 unless given) times what
+        reaches them. Exact in one sweep.
         """
-        total, reached = start.clone(), rows.new_zeros(rows.shape[1])
-        for layer in self.layers.unique().flip(0):
-            here = (self.layers == layer).nonzero()[:, 0]
-            features = here[here < self.n_features]
-            total[features] += reached[features]
-            passed = total[here] if gains is None else total[here] * gains[here]
-            reached += passed @ rows[here]
+        total, reached = start.clone(), self.weights.new_zeros(len(self.sources))
+        for blocks in self.rows.levels():
+            for block in blocks:
+                own = self.own[block.rows]
+                total[block.rows] += torch.where(own >= 0, reached[own.clamp(min=0)], torch.zeros_like(reached[:1]))
+            for block in blocks:
+                passed = total[block.rows] if gains is None else total[block.rows] * gains[block.rows]
+                block.add_to(reached, flow(block, passed))
         return reached
 
-    def effects(self, logit: int, slopes: Float[Tensor, "target"], values: Tensor | None = None) -> Tensor:
-        """Signed change of row `logit` when each source changes by its own size, along every path.
+    def arriving(self, start: Float[Tensor, "target"]) -> Float[Tensor, "target"]:
+        """What reaches each target, over all paths, of the influence `start`, that itself included."""
+        reached = self.descend(self._flow(self.counted), start)
+        return start + torch.where(self.own >= 0, reached[self.own.clamp(min=0)], torch.zeros_like(start))
 
-        `slopes` are the targets' derivatives at the prompt; `values` stands in for the matrix's own.
-        A feature that is suppressed changes the logit by minus its effect, to first order.
+    def step(self, mass: Float[Tensor, "target"]) -> Float[Tensor, "source"]:
+        """What `mass` at the targets gives to each source, one step down."""
+        flow, reached = self._flow(self.counted), self.weights.new_zeros(len(self.sources))
+        for block in self.rows.blocks:
+            if bool(mass[block.rows].any()):
+                block.add_to(reached, flow(block, mass[block.rows]))
+        return reached
+
+    def effects(
+        self, root: int, slopes: Float[Tensor, "target"], rows: Blocks | None = None
+    ) -> Float[Tensor, "source"]:
+        """Signed change of row `root` when each source changes by its own size, along every path.
+
+        `slopes` are the targets' derivatives at the prompt; `rows` stands in for the matrix's own.
+        A feature that is suppressed changes the root by minus its effect, to first order.
         """
         start = torch.zeros_like(self.weights)
-        start[logit] = 1
-        sizes = torch.tensor([node.value for node in self.targets[: self.n_features]], device=self.values.device)
-        gains = torch.ones_like(self.weights)
-        gains[: self.n_features] = slopes[: self.n_features] / sizes
-        return self.descend(self.values if values is None else values, start, gains)
+        start[root] = 1
+        n = self.n_features
+        sizes = torch.tensor([node.value for node in self.targets[:n]], device=start.device, dtype=start.dtype)
+        gains = torch.ones_like(start)
+        gains[:n] = slopes[:n] / sizes
+        if rows is not None:
+            return replace(self, rows=rows).descend(lambda block, passed: passed @ block.values, start, gains)
+        return self.descend(lambda block, passed: passed @ block.values, start, gains)
 
     def scores(self) -> dict[str, float]:
         """Replacement and completeness, each from 0 to 1.
@@ -96,48 +147,67 @@ class Matrix:
         Completeness: mean share of a target's input that is not an error, weighted by the target's influence.
         """
         errors = self.of_kind("error")
+        share = self.share_of(self.counted)
         inputs, lost = self.influence[self.of_kind(*INPUTS)].sum(), self.influence[errors].sum()
-        complete = self.importance @ (1 - self.shares[:, errors].sum(1)) / self.importance.sum()
+        missed = self.rows.per_row(lambda block: (share(block) * block.take(errors)).sum(1))
+        complete = self.importance @ (1 - missed) / self.importance.sum()
         return {"replacement": float(inputs / (inputs + lost)), "completeness": float(complete)}
 
     def prune(self, node_threshold: float, edge_threshold: float) -> "Kept":
         """The smallest set of features and errors holding `node_threshold` of all influence, with every embedding,
         and the smallest set of edges between them holding `edge_threshold` of what is left; nodes that no path
-        joins to a logit, or features without an input, are dropped.
+        joins to a root, or features without an input, are dropped.
         """
         for name, value in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
             if not 0 < value <= 1:
                 raise ValueError(f"{name} is {value}; it is a share of influence, above 0 and at most 1")
         chosen = _largest(self.influence * self.of_kind("feature", "error"), node_threshold)
         nodes = chosen | (self.of_kind(*INPUTS) & (self.influence > 0))
-        shares = self._shares_of(nodes) * self._rows(nodes)[:, None]
-        through = shares * self._as_targets(self.descend(shares, self.weights))[:, None]
-        edges = _largest(through.flatten(), edge_threshold).view_as(through)
-        return self._connected(nodes, edges)
+        kept_rows, share = self._rows(nodes), self.share_of(nodes)
+        start = self._as_targets(self.descend(self._flow(nodes, kept_rows), self.weights)) * kept_rows
+        parts = lambda: ((i, share(b) * start[b.rows, None]) for i, b in enumerate(self.rows.blocks))  # noqa: E731
+        places = [self._places(i, flat) for i, flat in largest(parts, edge_threshold)]
+        return self._connected(nodes, torch.cat(places))
 
-    def _connected(self, nodes: Tensor, edges: Tensor) -> "Kept":
+    def _places(self, number: int, flat: Int[Tensor, "n"]) -> Int[Tensor, "n 2"]:
+        """Targets and sources of entries of a block."""
+        block = self.rows.blocks[number]
+        return torch.stack([block.rows[flat // block.reach.n_columns], block.columns[flat % block.reach.n_columns]], 1)
+
+    def _connected(self, nodes: Bool[Tensor, "source"], places: Int[Tensor, "edge 2"]) -> "Kept":
+        features = self.of_kind("feature")
         while True:
-            edges = edges & nodes & self._rows(nodes)[:, None]
-            live = nodes & edges.any(0)
-            live[: self.n_features] &= edges[: self.n_features].any(1)
+            t, s = places.T
+            places = places[nodes[s] & self._rows(nodes)[t]]
+            has_out, has_in = torch.zeros_like(nodes), ~features
+            has_out[places[:, 1]] = True
+            receivers = self.own[places[:, 0]]
+            has_in[receivers[receivers >= 0]] = True
+            live = nodes & has_out & has_in
             if bool((live == nodes).all()):
-                return Kept(nodes, edges)
+                order = (places[:, 0] * len(self.sources) + places[:, 1]).argsort()
+                return Kept(nodes, places[order], len(self.targets))
             nodes = live
 
     def _rows(self, nodes: Bool[Tensor, "source"]) -> Bool[Tensor, "target"]:
-        """Which rows remain when only these sources do: their own, and the logits'."""
-        rows = torch.ones_like(self.weights, dtype=torch.bool)
-        rows[: self.n_features] = nodes[: self.n_features]
-        return rows
+        """Which rows remain when only these sources do: their own, and the roots'."""
+        return (self.own < 0) | nodes[self.own.clamp(min=0)]
 
     def _as_targets(self, reached: Float[Tensor, "source"]) -> Float[Tensor, "target"]:
-        weight = self.weights.clone()
-        weight[: self.n_features] += reached[: self.n_features]
-        return weight
+        return self.weights + torch.where(self.own >= 0, reached[self.own.clamp(min=0)], torch.zeros_like(self.weights))
 
-    def _shares_of(self, counted: Bool[Tensor, "source"]) -> Tensor:
-        size = self.values.abs() * counted
-        return size / size.sum(1, keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)
+    def _sums(self, counted: Bool[Tensor, "source"]) -> Float[Tensor, "target"]:
+        """Sum of the sizes of each row's counted contributions."""
+        counted = counted.to(self.weights.dtype)
+        sums = self.rows.per_row(lambda block: block.values.abs() @ block.take(counted))
+        return sums.clamp_min(torch.finfo(sums.dtype).tiny)
+
+    def _flow(self, counted: Bool[Tensor, "source"], rows: Tensor | None = None) -> Callable[[Block, Tensor], Tensor]:
+        sums = self._sums(counted)
+        open_rows = torch.ones_like(sums) if rows is None else rows.to(sums.dtype)
+        return lambda block, passed: (
+            ((passed * open_rows[block.rows] / sums[block.rows]) @ block.values.abs()) * block.take(counted)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,9 +215,18 @@ class Kept:
     """What pruning keeps."""
 
     nodes: Bool[Tensor, "source"]
-    """Sources kept. Logits always are."""
-    edges: Bool[Tensor, "target source"]
-    """Edges kept, all between kept nodes."""
+    """Sources kept. Roots always are."""
+    places: Int[Tensor, "edge 2"]
+    """Target and source of each edge kept, all between kept nodes; ascending."""
+    n_targets: int
+    """Rows of the matrix."""
+
+    @property
+    def edges(self) -> Bool[Tensor, "target source"]:
+        """The edges kept, as one tensor: for small graphs."""
+        edges = torch.zeros(self.n_targets, len(self.nodes), dtype=torch.bool, device=self.nodes.device)
+        edges[tuple(self.places.T)] = True
+        return edges
 
 
 def _largest(values: Float[Tensor, "n"], threshold: float) -> Bool[Tensor, "n"]:

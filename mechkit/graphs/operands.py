@@ -19,8 +19,8 @@ from torch import Tensor
 from mechkit.core.progress import progress
 from mechkit.core.prompts import Prompts
 from mechkit.core.sweep import activations
-from mechkit.graphs.attribution import mlp_input
 from mechkit.graphs.nodes import Node
+from mechkit.graphs.reading import mlp_input
 
 _TWO_NUMBERS = re.compile(r"(\D*)(\d+)(\D+)(\d+)(\D*)")
 

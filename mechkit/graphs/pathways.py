@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechkit.graphs.loadings import carried
 from mechkit.graphs.nodes import Node
 from mechkit.graphs.supernodes import place_name, supernode_of
 
@@ -57,9 +58,12 @@ class _Walk:
         self.graph, self.matrix = graph, graph.weighted
         self.members: dict[str, list[int]] = defaultdict(list)
         for i, node in enumerate(self.matrix.sources):
-            if node.kind != "bias":
-                self.members[supernode_of(graph, node)].append(i)
-        self.streams = graph.head_shares
+            self.members["biases" if node.kind == "bias" else supernode_of(graph, node)].append(i)
+        self.names = list(self.members)
+        self.group = torch.empty(len(self.matrix.sources), dtype=torch.long, device=self.matrix.rows.device)
+        for number, members in enumerate(self.members.values()):
+            self.group[members] = number
+        self.carried: dict[int, Float[Tensor, "stream group"]] = {}
         self.roots: dict[Chain, dict[str, float]] = defaultdict(dict)
         self.steps: dict[Chain, Tensor] = {}
 
@@ -69,22 +73,30 @@ class _Walk:
 
     def follow(self, chain: Chain, mass: Float[Tensor, "target"]) -> None:
         """Send the influence `mass` of the chain's last supernode one step down, and follow it from there."""
-        rows = mass.nonzero()[:, 0]
-        through = mass[rows, None] * self.matrix.shares[rows]
-        reached = through.sum(0)
-        for group, members in self.members.items():
-            share = float(reached[members].sum())
-            if share < SMALLEST:
-                continue
-            self.steps[(*chain, group)] = torch.einsum(
-                "sto,to->s", self.streams[:, rows][:, :, members], through[:, members]
-            )
+        reached = self.matrix.step(mass)
+        shares = torch.zeros(len(self.names), dtype=reached.dtype, device=reached.device)
+        shares.index_add_(0, self.group, reached)
+        followed = (shares >= SMALLEST).nonzero()[:, 0].tolist()
+        steps = self.carried_by(mass) if followed else torch.empty(0)
+        for number in followed:
+            group, share = self.names[number], float(shares[number])
+            members = self.members[group]
+            self.steps[(*chain, group)] = steps[:, number]
             if self.matrix.sources[members[0]].kind == "feature":
                 below = torch.zeros_like(mass)
-                below[members] = reached[members]
+                rows = (self.group[self.matrix.own.clamp(min=0)] == number) & (self.matrix.own >= 0)
+                below[rows] = reached[self.matrix.own[rows]]
                 self.follow((*chain, group), below)
             else:
                 self.roots[chain][group] = share
+
+    def carried_by(self, mass: Float[Tensor, "target"]) -> Float[Tensor, "stream group"]:
+        """What each head carries last of the influence `mass`, to each group of sources."""
+        rows = mass.nonzero()[:, 0].tolist()
+        new = [row for row in rows if row not in self.carried]
+        if new:
+            self.carried |= dict(zip(new, carried(self.graph, new, self.group).unbind(1), strict=True))
+        return torch.einsum("r,rsg->sg", mass[rows], torch.stack([self.carried[row] for row in rows]))
 
     def pathway(self, chain: Chain) -> Pathway:
         roots = self.roots[chain]
@@ -144,9 +156,10 @@ def heads(graph) -> dict[str, float]:
     to 1. Largest first.
     """
     matrix, start = graph.weighted, answer_alone(graph)
-    arriving = start.clone()
-    arriving[: matrix.n_features] += matrix.descend(matrix.shares, start)[: matrix.n_features]
-    carried = torch.einsum("sto,to->s", graph.head_shares, matrix.shares * arriving[:, None])[1:]
+    arriving = matrix.arriving(start)
+    rows = arriving.nonzero()[:, 0].tolist()
+    everything = torch.zeros(len(matrix.sources), dtype=torch.long, device=matrix.rows.device)
+    shares = (carried(graph, rows, everything)[:, :, 0] * arriving[rows]).sum(1)[1:]
     n_heads = graph.attribution.frozen.model.cfg.n_heads
-    named = {f"L{i // n_heads}.H{i % n_heads}.z": float(value) for i, value in enumerate(carried)}
+    named = {f"L{i // n_heads}.H{i % n_heads}.z": float(value) for i, value in enumerate(shares)}
     return dict(sorted(named.items(), key=lambda item: -item[1]))

@@ -1,136 +1,168 @@
 """Pushing reading directions down a frozen model.
 
-A target reads the residual stream at one layer and position. Its direction `g[stream, target, pos, d]` descends
+A target reads the residual stream at one layer and position. Its direction `g[pos, stream, target, d]` descends
 through normalisation, attention and skip connections by matrix products inside the causal cone; at each place on
 the way the product with what is written there is a contribution. Stream 0 holds paths that no head has carried
 yet, the others what came through each head last.
 """
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechkit.graphs.attribution import Attribution, Streams, mlp_input
-from mechkit.graphs.frozen import adds_positions, has_norm
-from mechkit.graphs.nodes import EMBEDDING_LAYER, Node
+from mechkit.graphs.reach import Reach
+from mechkit.graphs.reading import Reads
+
+Streams = Float[Tensor, "stream target column"]
+"""Contributions of the columns that targets can reach, split by the last head on the path; they sum to the rows."""
 
 
 @torch.no_grad()
-def push(graph: Attribution, targets: Sequence[Node], n_streams: int) -> Streams:
-    """Contributions of every source to `targets`, which all read at one layer and position."""
-    return _Descent(graph, targets, n_streams).run()
+def push(engine, reads: Reads, reach: Reach, *, heads: bool = False) -> Streams:
+    """Contributions to the targets of `reads`; one stream, or with `heads` one for no head and one for each head."""
+    return Descent(engine, reads, reach, heads).run()
 
 
-class _Descent:
+class Descent:
     """One descent: the directions `g` where they are now, and the contributions collected so far."""
 
-    def __init__(self, graph: Attribution, targets: Sequence[Node], n_streams: int) -> None:
-        self.graph, self.frozen, self.targets = graph, graph.frozen, list(targets)
-        self.layer, self.pos = targets[0].layer, targets[0].pos
-        self.width = (self.pos or 0) + 1
-        self.out = self.frozen.final.new_zeros(n_streams, len(targets), len(graph.sources))
-        self.g = self.frozen.final.new_zeros(n_streams, len(targets), self.width, self.frozen.final.shape[1])
+    def __init__(self, engine, reads: Reads, reach: Reach, heads: bool) -> None:
+        self.engine, self.frozen, self.reads, self.reach = engine, engine.frozen, reads, reach
+        cfg = self.frozen.model.cfg
+        self.width, self.heads, self.n_heads = reach.width, heads, cfg.n_heads
+        n_streams = 1 + cfg.n_layers * cfg.n_heads if heads else 1
+        self.out = reads.g.new_zeros(n_streams, reads.n_targets, reach.n_columns)
+        self.g, self.start = reads.g[:, None], reads.start
+        self.streams = [0]
 
     def run(self) -> Streams:
-        if self.targets[0].kind == "logit":
-            self.read_logits()
-            top = self.frozen.model.cfg.n_layers
-        else:
-            self.read_features()
-            self.pass_attention(self.layer)
-            top = self.layer
-        for layer in reversed(range(top)):
-            if self.graph.bases:
-                self.pass_mlp(layer)
-            self.pass_attention(layer)
+        """The contributions of everything below."""
+        for (name, layer), values in self.reads.constants.items():
+            self.collect(("bias", name, layer), values[None], [0])
+        layer, stage = self.reads.layer, self.reads.stage
+        if stage == "mlp":
+            self.pass_mlp(layer, keep=False)
+        if stage != "pre":
+            self.pass_attention(layer, keep=stage != "attn")
+        self.add_waiting()
+        for below in reversed(range(layer)):
+            self.pass_mlp(below)
+            self.pass_attention(below)
+            self.add_waiting()
         self.meet_embeddings()
         return self.out
 
-    def collect(self, column: tuple, values: Float[Tensor, "stream target"]) -> None:
-        """Add to one column; the streams are those of `values`, the first ones."""
-        self.out[: values.shape[0], :, self.graph.column[column]] += values
+    waiting: Tensor | None = None
+    """Directions over a layer's input that wait until its attention is passed."""
 
-    def collect_places(self, first: tuple, g: Tensor, written: Float[Tensor, "pos d_model"]) -> None:
-        """Add to the columns of successive positions, from the column `first` on, what is written at each."""
-        start = self.graph.column[first]
-        self.out[:, :, start : start + g.shape[2]] += torch.einsum("stpd,pd->stp", g, written)
+    @property
+    def stop(self) -> int:
+        """One past the last position that `g` holds."""
+        return self.start + len(self.g)
 
-    # --- what targets read
+    @property
+    def flat(self) -> Float[Tensor, "pos all d"]:
+        """The directions of all streams in a row."""
+        return self.g.flatten(1, 2)
 
-    def read_logits(self) -> None:
-        model, ids = self.frozen.model, [node.index for node in self.targets]
-        W_U, b_U = model.W_U, model.b_U
-        if self.graph.centred:
-            W_U, b_U = W_U - W_U.mean(1, keepdim=True), b_U - b_U.mean()
-        self.collect(("b_U", self.layer), b_U[ids][None])
-        self.g[0, :, -1] = W_U[:, ids].T
-        if has_norm(model.cfg):
-            self.collect_norm_bias(self.g[:1], "ln_final", self.layer, slice(0, 1))
-            self.g = self.frozen.norm_back(self.g, "ln_final", affine=True)
+    def collect(self, column: tuple, values: Float[Tensor, "stream target"], streams: list[int] | None = None) -> None:
+        """Add to one column, where it is one of the sources."""
+        if column in self.reach.local:
+            self.out[self.streams if streams is None else streams, :, self.reach.local[column].start] += values
 
-    def read_features(self) -> None:
-        basis, ids = self.graph.bases[self.layer], [node.index for node in self.targets]
-        self.collect(("b_enc", self.layer), basis.b_enc[ids][None])
-        self.g[0, :, -1] = basis.W_enc[:, ids].T
-        self.g = self.before_mlp(self.g, basis)
+    def collect_range(self, columns: slice, values: Float[Tensor, "all column"]) -> None:
+        """Add to neighbouring columns."""
+        self.out[self.streams, :, columns] += values.unflatten(0, self.g.shape[1:3])
 
-    def before_mlp(self, g: Tensor, basis) -> Tensor:
-        """Directions over what a dictionary reads as directions over the residual stream before its MLP."""
-        if mlp_input(basis).endswith("resid_mid"):
-            return g
-        return self.frozen.norm_back(g, f"L{basis.layer}.ln2", affine=False)
+    def collect_places(self, column: tuple, first: int, written: Float[Tensor, "pos d_model"]) -> None:
+        """Add to the columns of successive positions what is written at each; `first` is that of the first column."""
+        start = max(self.start, first)
+        if start < self.stop:
+            offset = self.reach.local[column].start - first
+            values = torch.einsum("pxd,pd->xp", self.flat[start - self.start :], written[start : self.stop])
+            self.collect_range(slice(offset + start, offset + self.stop), values)
+
+    def constant(self, written: Float[Tensor, "pos d_model"]) -> Float[Tensor, "stream target"]:
+        """What is written at every position, as all targets see it."""
+        return torch.einsum("pstd,pd->st", self.g, written[self.start : self.stop])
 
     # --- what is written on the way down
 
-    def pass_mlp(self, layer: int) -> None:
-        """Meet features, errors and bias of one MLP; go on through the residual path and any skip connection."""
-        basis, first = self.graph.bases[layer], self.graph.mlp_positions.start
-        self.meet_features(layer)
-        if self.width > first:
-            above = self.g[:, :, first:]
-            self.collect_places(("error", layer, first, None), above, self.graph.errors[layer][first : self.width])
-            self.collect(("b_dec", layer), above.sum(2) @ basis.b_dec)
-        if self.graph.bos:
-            self.collect(("bos", layer, 0, None), self.g[:, :, 0] @ self.frozen.mlp_out(layer)[0])
-        if basis.W_skip is not None:
-            self.pass_skip(basis, first)
+    def pass_mlp(self, layer: int, *, keep: bool = True) -> None:
+        """Meet features, errors and biases of one MLP; go on through the residual path and any skip connection."""
+        engine, first = self.engine, self.engine.mlp_positions.start
+        if not engine.bases:
+            return
+        for written in engine.written[layer]:
+            columns = written.columns(self.start, self.stop)
+            if columns.start < columns.stop:
+                local = self.reach.of_features(written.layer, columns)
+                self.collect_range(local, written.meet(self.flat, self.start))
+        self.collect_places(("error", layer), first, engine.errors[layer])
+        for name, written in engine.mlp_constants[layer].items():
+            self.collect(("bias", name, layer), self.constant(written))
+        if engine.bos and self.start == 0:
+            self.collect(("bos", layer), self.g[0] @ self.frozen.mlp_out(layer)[0])
+        skip = self.over_skip(layer, first)
+        self.g = self.g if keep else torch.zeros_like(self.g)
+        if skip is not None and engine.inputs[layer].stage == "mid":
+            self.g = self.g + skip
+        else:
+            self.waiting = skip
 
-    def meet_features(self, layer: int) -> None:
-        for pos in range(self.graph.mlp_positions.start, self.width):
-            if (layer, pos) in self.graph.written:
-                columns, written = self.graph.written[layer, pos]
-                self.out[:, :, columns] += self.g[:, :, pos] @ written.T
+    def over_skip(self, layer: int, first: int) -> Tensor | None:
+        """Directions over the stage that a dictionary's skip connection reads; None where it has none."""
+        basis, where = self.engine.bases[layer], self.engine.inputs[layer]
+        if basis.W_skip is None:
+            return None
+        norm, g = self.engine.norm_after(basis), self.flat
+        skip = (g if norm is None else norm.back(g, self.start)) @ basis.W_skip
+        skip[: max(0, first - self.start)] = 0
+        return (skip if where.norm is None else where.norm.back(skip, self.start)).view_as(self.g)
 
-    def pass_skip(self, basis, first: int) -> None:
-        skip = self.g @ basis.W_skip
-        skip[:, :, :first] = 0
-        self.g = self.g + self.before_mlp(skip, basis)
-
-    def pass_attention(self, layer: int) -> None:
+    def pass_attention(self, layer: int, *, keep: bool = True) -> None:
         """Meet the biases of one attention layer; go on through the residual path and every head."""
-        attn = self.frozen.model.blocks[layer].attn
-        value_bias = self.frozen.value_bias(layer)[: self.width]
-        self.collect(("b_V", layer), torch.einsum("stpd,pd->st", self.g, value_bias))
-        self.collect(("b_O", layer), self.g.sum(2) @ attn.b_O)
-        n_heads, per_head = self.frozen.model.cfg.n_heads, len(self.g) > 1
-        first = 1 + layer * n_heads if per_head else 0
-        fresh = self.frozen.values_back(self.g[:1], layer, per_head=per_head)[:, 0]
-        carried = self.frozen.values_back(self.g[1:], layer, per_head=False)[0]
-        self.g = self.g.clone()
-        for values, streams in ((carried, slice(1, None)), (fresh, slice(first, first + len(fresh)))):
-            if len(values):
-                self.collect_norm_bias(values, f"L{layer}.ln1", layer, streams)
-                self.g[streams] += self.frozen.norm_back(values, f"L{layer}.ln1", affine=True)
+        for name, written in self.engine.attention_constants[layer].items():
+            if self.heads and len(written) > 1:
+                own = torch.stack([self.constant(one)[0] for one in written])
+                self.collect(("bias", name, layer), own, self.ids(layer))
+                if len(self.streams) > 1:
+                    self.collect(("bias", name, layer), self.constant(written.sum(0))[1:], self.streams[1:])
+            else:
+                self.collect(("bias", name, layer), self.constant(written.sum(0)))
+        maps, (_, n_streams, n_targets, d) = self.frozen.layers[layer], self.g.shape
+        n_new = len(self.ids(layer)) if self.heads else 0
+        g = self.g.new_zeros(self.width, n_streams + n_new, n_targets, d)
+        if keep:
+            g[self.start : self.stop, :n_streams] = self.g
+        if not self.heads:
+            g[:, 0] += maps.through(self.flat, self.start, self.width)
+        else:
+            if n_streams > 1:
+                g[:, 1:n_streams] += maps.through(self.g[:, 1:].flatten(1, 2), self.start, self.width).view(
+                    self.width, n_streams - 1, n_targets, d
+                )
+            g[:, n_streams:] = maps.through_heads(self.g[:, 0], self.start, self.width).transpose(0, 1)
+            self.streams = [*self.streams, *self.ids(layer)]
+        self.before, self.g, self.start = self.start, g, 0
 
-    def collect_norm_bias(self, g: Tensor, norm: str, layer: int, streams: slice) -> None:
-        bias = self.frozen.norm_bias(norm)
-        if bias is not None:
-            self.out[streams, :, self.graph.column[norm.split(".")[-1] + ".b", layer]] += g.sum(2) @ bias
+    def ids(self, layer: int) -> list[int]:
+        """The streams of a layer's heads."""
+        return [1 + layer * self.n_heads + head for head in range(self.n_heads)]
+
+    def add_waiting(self) -> None:
+        """What a skip connection read before the attention that has just been passed."""
+        if self.waiting is not None:
+            n_pos, n_streams = self.waiting.shape[:2]
+            self.g[self.before : self.before + n_pos, :n_streams] += self.waiting
+            self.waiting = None
+
+    before: int = 0
+    """The first position that `g` held before the last attention."""
 
     def meet_embeddings(self) -> None:
-        values, first = self.frozen.values, int(self.frozen.prompts.tokens[0, 0])
-        self.collect_places(("token", EMBEDDING_LAYER, 0, first), self.g, values["embed"][0][: self.width])
-        if adds_positions(self.frozen.model.cfg):
-            self.collect_places(("position", EMBEDDING_LAYER, 0, 0), self.g, values["pos_embed"][0][: self.width])
+        """Meet tokens and positions."""
+        values = self.frozen.values
+        self.collect_places(("token",), 0, values["embed"][0])
+        if ("position",) in self.reach.local:
+            self.collect_places(("position",), 0, values["pos_embed"][0])

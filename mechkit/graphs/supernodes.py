@@ -1,17 +1,15 @@
 """Supernodes: features that share layer, position and class, and what suppressing all of one does."""
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from mechkit.core.interventions import Add
 from mechkit.core.metrics import Metric
 from mechkit.core.sweep import sweep
-from mechkit.graphs.attribution import token_text
 from mechkit.graphs.check import answer_logit, target_slopes
-from mechkit.graphs.nodes import Node
+from mechkit.graphs.exact import suppression
+from mechkit.graphs.nodes import Node, token_text
 
 SMALLEST = 0.01
 """Share of the answer below which a supernode is not checked."""
@@ -75,7 +73,7 @@ def check_supernodes(graph) -> list[SupernodeCheck]:
     """
     groups, frozen = _carrying(graph), graph.attribution.frozen
     effects = graph.weighted.effects(graph.weighted.n_features, target_slopes(graph))
-    runs = [[], *([_suppress_all(graph, nodes)] for nodes in groups.values())]
+    runs = [[], *(suppression(graph, *nodes) for nodes in groups.values())]
     held = frozen.freeze(mlps=False)
     measured = [
         sweep(frozen.model, frozen.prompts, runs, metric, base=base).scores[:, 0]
@@ -103,10 +101,3 @@ likeliest_token = Metric(
     "likeliest token", "token id", "last", lambda logits, prompts: logits[:, -1].argmax(-1).double()
 )
 """Id of the likeliest next token; exact in float64."""
-
-
-def _suppress_all(graph, nodes: Sequence[Node]) -> Add:
-    """Take what these features of one layer and position write out of their MLP's output."""
-    basis = graph.attribution.bases[nodes[0].layer]
-    written = sum(node.value * basis.W_dec[node.index] for node in nodes)
-    return Add(f"L{nodes[0].layer}.mlp_out@{nodes[0].pos}", -written)

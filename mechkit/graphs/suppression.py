@@ -14,11 +14,11 @@ from torch import Tensor
 from mechkit.core.interventions import Add
 from mechkit.core.prompts import Prompts
 from mechkit.core.sweep import activations, sweep
-from mechkit.graphs.attribution import mlp_input
 from mechkit.graphs.classes import classify
 from mechkit.graphs.graph import Meaning
 from mechkit.graphs.nodes import Node
 from mechkit.graphs.operands import Inputs, operand_plots
+from mechkit.graphs.reading import mlp_input
 from mechkit.graphs.supernodes import likeliest_token
 
 NEAR = 5

@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from mechkit.core.prompts import Prompts
-from mechkit.graphs.attribution import Attribution, mlp_input
+from mechkit.graphs.attribution import Attribution
 from mechkit.graphs.frozen import FrozenModel
 from mechkit.graphs.graph import AttributionGraph
-from mechkit.graphs.influence import Matrix
+from mechkit.graphs.growth import grow
+from mechkit.graphs.nodes import token_text
+from mechkit.graphs.reading import mlp_input, require_fitting
+from mechkit.graphs.roots import Root, Target, logit_roots, roots_of, sites_read
 
 
 @torch.no_grad()
@@ -18,23 +21,35 @@ def trace(
     prompt: "str | Sequence[int] | Tensor | Prompts",
     dictionaries: Sequence | None = None,
     *,
+    targets: Sequence[Target] | None = None,
     max_logits: int = 10,
     logit_probability: float = 0.95,
     node_threshold: float = 0.8,
     edge_threshold: float = 0.98,
     centre_logits: bool = True,
+    coverage: float = 1.0,
+    max_nodes: int | None = None,
+    memory: int | None = None,
     check: bool = True,
 ) -> AttributionGraph:
     """The attribution graph of `model`'s answer to `prompt`: text, token ids, or `Prompts` of one prompt.
 
-    `dictionaries` holds one transcoder per layer (`mechkit.dictionaries`); left out, a bundled model uses its own
-    and any other model its own MLP neurons. The targets are the likeliest next tokens, up to `max_logits` of them,
-    until they hold `logit_probability`; with `centre_logits` they are measured from the mean logit. With `check`,
-    every kept feature is suppressed in the model and the change compared with the prediction.
+    `dictionaries` holds one basis per layer (`mechkit.dictionaries`: transcoders, cross-layer ones, neurons); left
+    out, a bundled model uses its own and any other model its own MLP neurons. `targets` are what the graph explains:
+    tokens (text or id), pairs of tokens (the difference of their logits), directions `[d_model]` over what the
+    unembedding reads, sites (`L1.H2.z@-1`, `L0.mlp_out[name]@3#17`) or pairs of a site and a direction there; left out,
+    the likeliest next tokens, up to `max_logits` of them, until they hold `logit_probability`. With `centre_logits`
+    logits are measured from the mean logit.
+
+    All features get a row of the matrix unless `coverage` or `max_nodes` says otherwise: then the most influential
+    ones, until that share of the influence on the targets is followed to its end (`graph.coverage`) or there are as
+    many. `memory` is the most to use, in bytes (half of what is free, unless named). With `check`, every kept feature
+    is suppressed in the model and the change compared with the prediction, where the first target is a logit.
 
     Unit of the matrix: pre-activations and logits. Cost: one forward pass, matrix products, and with `check` three
     passes per kept feature. Raises ValueError for a prompt that is empty, too long or not one, for dictionaries that
-    do not fit the model, and for architectures that are not covered yet.
+    do not fit the model, for targets that it has not, and for hooks and modules of the user's own that change its
+    linear parts; MemoryError where memory does not suffice, with what is needed and what fits.
     Source: Ameisen et al. 2025 (Circuit Tracing).
 
     >>> graph = trace(model, "35+59=")
@@ -43,20 +58,16 @@ def trace(
     """
     prompts = as_prompts(model, prompt)
     bases = _bases(model, dictionaries)
-    frozen = FrozenModel.on(model, prompts, [mlp_input(basis) for basis in bases])
-    chosen, probabilities = _likeliest(frozen, max_logits, logit_probability)
-    bos = model.tokenizer is not None and _is_bos(model, prompts)
-    engine = Attribution(frozen, bases, chosen, centre_logits, bos)
-    values = engine.rows(engine.targets)[0]
-    weights = values.new_zeros(len(engine.targets))
-    weights[len(engine.features) :] = probabilities / probabilities.sum()
-    matrix = Matrix(values, engine.targets, engine.sources, weights)
-    kept = matrix.prune(node_threshold, edge_threshold)
+    sites = [mlp_input(basis) for basis in bases] + sites_read(model, targets or ())
+    frozen = FrozenModel.on(model, prompts, sites)
+    roots, weights = _roots(frozen, bases, targets, max_logits, logit_probability, centre_logits)
+    engine = Attribution(frozen, bases, roots, model.tokenizer is not None and _is_bos(model, prompts))
+    grown = grow(engine, weights, coverage=coverage, max_nodes=max_nodes, memory=memory)
+    kept = grown.matrix.prune(node_threshold, edge_threshold)
     thresholds = {"node_threshold": node_threshold, "edge_threshold": edge_threshold}
-    graph = AttributionGraph(
-        engine, matrix, kept, _meta(model, prompts, frozen, chosen, bases, centre_logits, thresholds)
-    )
-    if check:
+    meta = _meta(model, prompts, bases, centre_logits, thresholds)
+    graph = AttributionGraph(engine, grown.matrix, kept, meta, grown.rows, grown.targets)
+    if check and roots[0].node.kind == "logit":
         from mechkit.graphs.check import check_graph
 
         graph.check = check_graph(graph)
@@ -82,12 +93,19 @@ def _bases(model, given: Sequence | None) -> Sequence:
     if model.cfg.attn_only:
         return []
     dictionaries = _own_dictionaries(model) if given is None else list(given)
-    layers = [basis.layer for basis in dictionaries]
-    if layers != list(range(model.cfg.n_layers)):
-        raise ValueError(
-            f"dictionaries are for layers {layers}; the model needs one for each of 0 to {model.cfg.n_layers - 1}"
-        )
+    require_fitting(model, dictionaries)
     return dictionaries
+
+
+def _roots(
+    frozen: FrozenModel, bases: Sequence, targets: Sequence[Target] | None, most: int, enough: float, centred: bool
+) -> tuple[list[Root], Tensor]:
+    """What the graph explains, and the weights that influence starts from; they sum to 1."""
+    if targets is not None:
+        roots = roots_of(frozen, bases, list(targets), centred=centred)
+        return roots, frozen.final.new_full((len(roots),), 1 / len(roots))
+    chosen, probabilities = _likeliest(frozen, most, enough)
+    return logit_roots(frozen, chosen, centred=centred), probabilities / probabilities.sum()
 
 
 def _own_dictionaries(model) -> Sequence:
@@ -108,9 +126,8 @@ def _is_bos(model, prompts: Prompts) -> bool:
     return bool(model.cfg.default_prepend_bos) and int(prompts.tokens[0, 0]) == model.tokenizer.bos_token_id
 
 
-def _meta(model, prompts: Prompts, frozen, chosen, bases, centred: bool, thresholds: dict) -> dict:
+def _meta(model, prompts: Prompts, bases, centred: bool, thresholds: dict) -> dict:
     from mechkit import __version__
-    from mechkit.graphs.attribution import token_text
     from mechkit.zoo import origin_of
 
     origin = origin_of(model)

@@ -1,5 +1,7 @@
 """Transcoders and neurons: exact where they claim to be, and equal to SAELens's own classes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from sae_lens.registry import get_sae_class
@@ -81,11 +83,50 @@ def test_neurons_rebuild_the_mlp(settings):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"attn_only": True}, {"gated_mlp": True, "act_fn": "silu"}, {"act_fn": "solu_ln"}]
+    "settings",
+    [{"gated_mlp": True, "act_fn": "silu"}, {"act_fn": "solu_ln"}, {"num_experts": 3, "experts_per_token": 2}],
 )
-def test_neurons_that_are_not_functions_of_one_number_are_refused(settings):
-    with pytest.raises(ValueError, match="has no plain MLP neurons"):
-        neurons(tiny(**settings))
+def test_neurons_of_other_mlps_rebuild_them_too(settings):
+    model = tiny(**{"normalization_type": "RMS", **settings})
+    _, cache = model.run_with_cache(TOKENS)
+    for basis in neurons(model):
+        x = cache[basis.hook_in]
+        rebuilt = torch.stack([basis.decode(basis.activations(one)) for one in x])
+        torch.testing.assert_close(rebuilt, cache[basis.hook_out], rtol=1e-4, atol=1e-5)  # float32
+
+
+def test_a_model_without_mlps_has_no_neurons():
+    assert neurons(tiny(attn_only=True)) == []
+
+
+def test_gated_neurons_have_the_derivatives_of_their_two_parts():
+    basis = neurons(tiny(gated_mlp=True, act_fn="silu", normalization_type="RMS"))[0]
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    basis = replace(
+        basis, **{name: getattr(basis, name).double() for name in ("W_gate", "b_gate", "W_linear", "b_linear")}
+    )
+    parts = [one.requires_grad_(True) for one in basis.sums(x)]
+    value = (basis.function(parts[0]) * parts[1]).sum()
+    for ours, true in zip(basis.slopes(x), torch.autograd.grad(value, parts), strict=True):
+        torch.testing.assert_close(ours, true)
+
+
+def test_neurons_under_a_norm_have_the_diagonal_of_their_jacobian_as_slopes():
+    basis = neurons(tiny(act_fn="solu_ln", d_mlp=7))[0]
+    pre = torch.randn(1, 7, generator=torch.Generator().manual_seed(0))
+    jacobian = torch.autograd.functional.jacobian(basis.function, pre)
+    torch.testing.assert_close(basis.slope(pre)[0], jacobian[0, :, 0].diagonal(), rtol=1e-4, atol=1e-6)  # float32
+
+
+@pytest.mark.parametrize(("over", "kept"), [("token", [2, 2]), ("prompt", [3, 1])])
+def test_topk_keeps_the_largest_of_a_token_or_of_the_prompt(over, kept):
+    pre = torch.tensor([[5.0, 4.0, 3.0, -1.0], [2.0, 1.0, 0.5, 0.1]])
+    eye, zeros = torch.eye(4), torch.zeros(4)
+    transcoder = Transcoder(0, eye, zeros, eye, zeros, "in", "out", k=2, over=over)
+    assert (transcoder.activate(pre) != 0).sum(1).tolist() == kept
+    torch.testing.assert_close(transcoder.activate(pre), pre.where(transcoder.slope(pre) > 0, torch.zeros(())))
+    with pytest.raises(ValueError, match="keeps k = 9 of 3 features"):
+        replace(basis(), k=9)
 
 
 def basis(threshold=None, function=None, W_skip=None) -> Transcoder:

@@ -96,7 +96,7 @@ class FrozenGradients:
     def row(self, target: Node) -> dict[tuple, float]:
         """Contributions to one target by (kind, layer, pos, index); biases are left out."""
         if target.kind == "logit":
-            value = self.logits[target.index] - (self.logits.mean() if self.graph.attribution.centred else 0)
+            value = self.logits[target.index] - (self.logits.mean() if self.graph.meta["logits"] != "raw" else 0)
         else:
             basis = self.bases[target.layer]
             value = self.inputs[target.layer][0, target.pos] @ basis.W_enc[:, target.index]

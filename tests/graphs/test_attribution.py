@@ -10,6 +10,7 @@ from mechkit.core.loop import hooked
 from mechkit.dictionaries import neurons
 from tests.conftest import tiny_model
 from tests.graphs.brute import TOKENS, FrozenGradients, random_transcoders, traced
+from tests.graphs.frozen_runs import across
 
 ARCHITECTURES = {
     "layer norm": {},
@@ -48,9 +49,10 @@ def test_the_matrix_equals_autograd_through_the_frozen_model(changes, skip, bos)
     assert float(row_errors(graph).max()) < FLOAT32
 
 
-def test_transcoders_that_read_the_residual_stream_give_rows_that_sum():
+@pytest.mark.parametrize("hook", ["hook_resid_mid", "hook_resid_pre"])
+def test_transcoders_that_read_the_residual_stream_give_rows_that_sum(hook):
     model = tiny_model(n_layers=3)
-    graph = traced(model, random_transcoders(model, hook="hook_resid_mid", skip=True))
+    graph = traced(model, random_transcoders(model, hook=hook, skip=True))
     assert float(row_errors(graph).max()) < FLOAT32
 
 
@@ -180,28 +182,18 @@ def test_each_bias_column_of_the_bundled_model_equals_its_frozen_ablation(additi
     assert carrying == {"b_O", "b_enc", "b_dec", "b_U"}  # folding has emptied b_V and the norms' biases
 
 
-@pytest.mark.parametrize(
-    ("changes", "part"),
-    [
-        ({"parallel_attn_mlp": True}, "parallel attention and MLP"),
-        ({"attention_dir": "bidirectional"}, "bidirectional attention"),
-        ({"use_normalization_before_and_after": True}, "norms after attention and MLP"),
-    ],
-)
-def test_an_architecture_that_is_not_covered_is_named(changes, part):
-    model = tiny_model()
-    for name, value in changes.items():
-        setattr(model.cfg, name, value)
-    with pytest.raises(ValueError, match=part):
-        mk.trace(model, TOKENS, random_transcoders(model))
-
-
 def test_dictionaries_that_do_not_fit_are_refused():
     model = tiny_model()
     with pytest.raises(ValueError, match=r"layers \[0\]; the model needs one for each of 0 to 1"):
         mk.trace(model, TOKENS, random_transcoders(model)[:1])
     with pytest.raises(ValueError, match="graphs follow"):
-        mk.trace(model, TOKENS, random_transcoders(model, hook="hook_resid_pre"))
+        mk.trace(model, TOKENS, random_transcoders(model, hook="hook_attn_out"))
+    with pytest.raises(ValueError, match="writes 16 numbers; this model has d_model 8"):
+        mk.trace(tiny_model(d_model=8), TOKENS, random_transcoders(model))
+    with pytest.raises(ValueError, match="which is no hook of this model"):
+        mk.trace(tiny_model(normalization_type=None), TOKENS, random_transcoders(model))
+    with pytest.raises(ValueError, match="writes to layers up to 2; this model's last is 1"):
+        mk.trace(model, TOKENS, across(tiny_model(n_layers=3))[:2])
 
 
 def test_prompts_that_cannot_be_traced_are_refused():

@@ -1,0 +1,117 @@
+"""What active features write: which are active, and products of reading directions with what they write."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechkit.graphs.layers import Directions, Norm
+from mechkit.graphs.nodes import Node
+
+_MOST = 0.4
+"""Share of active features above which all of a dictionary's decoders are multiplied, and none is copied."""
+
+
+@dataclass(frozen=True, eq=False)
+class Active:
+    """The active features of one layer, by position and number."""
+
+    basis: Any
+    """Their dictionary."""
+    x: Float[Tensor, "pos d_model"]
+    """What it reads."""
+    pos: Int[Tensor, "n"]
+    """Positions, ascending."""
+    index: Int[Tensor, "n"]
+    """Numbers in the dictionary."""
+    value: Float[Tensor, "n"]
+    """Activations."""
+    sums: Float[Tensor, "part n"]
+    """Pre-activations by part."""
+
+    @cached_property
+    def offsets(self) -> list[int]:
+        """How many features come before each position, and how many there are."""
+        counts = torch.bincount(self.pos, minlength=len(self.x)).cumsum(0)
+        return [0, *counts.tolist()]
+
+    @cached_property
+    def slopes(self) -> Float[Tensor, "part n"]:
+        """Derivative of each activation by each of its parts."""
+        return torch.stack([slope[self.pos, self.index] for slope in self.basis.slopes(self.x)])
+
+    def nodes(self, basis) -> list[Node]:
+        """Their nodes; a feature of one part has its pre-activation."""
+        places = zip(self.pos.tolist(), self.index.tolist(), self.value.tolist(), strict=True)
+        sums = self.sums[0].tolist() if len(self.sums) == 1 else [None] * len(self.pos)
+        return [
+            Node("feature", basis.layer, pos, i, basis.name, value, total)
+            for (pos, i, value), total in zip(places, sums, strict=True)
+        ]
+
+
+def active_features(basis, x: Float[Tensor, "pos d_model"], first: int) -> Active:
+    """The features of a basis that are active on `x`, at positions from `first` on."""
+    acts = basis.activations(x)
+    acts[:first] = 0
+    pos, index = acts.nonzero().T
+    sums = torch.stack([one[pos, index] for one in basis.sums(x)])
+    return Active(basis, x, pos, index, acts[pos, index], sums)
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """What the active features of one layer write to the MLP output of one layer."""
+
+    layer: int
+    """The layer they read at."""
+    active: Active
+    """The features."""
+    first: Sequence[int]
+    """The column of the first feature at each position, and one past the last."""
+    rows: Float[Tensor, "n d_model"]
+    """What each active feature writes to the residual stream; or, where `dense`, every feature's decoder."""
+    dense: bool
+    """Whether `rows` holds every feature's decoder, not multiplied by activations."""
+    norm: Norm | None
+    """The norm between decoders and the residual stream, where `dense`."""
+
+    def columns(self, start: int, stop: int) -> slice:
+        """The columns of the features at positions from `start` to `stop`."""
+        return slice(self.first[start], self.first[stop])
+
+    def meet(self, g: Directions, start: int) -> Float[Tensor, "target n"]:
+        """Products of directions at positions from `start` on with what is written there."""
+        g = g if self.norm is None or not self.dense else self.norm.back(g, start)
+        offsets = self.active.offsets
+        out = g.new_empty(g.shape[1], offsets[start + len(g)] - offsets[start])
+        for i, (a, b) in enumerate(zip(offsets[start : start + len(g)], offsets[start + 1 :], strict=False)):
+            if a < b:
+                here = slice(a - offsets[start], b - offsets[start])
+                if self.dense:
+                    out[:, here] = (g[i] @ self.rows.T)[:, self.active.index[a:b]] * self.active.value[a:b]
+                else:
+                    out[:, here] = g[i] @ self.rows[a:b].T
+        return out
+
+    def total(self) -> Float[Tensor, "pos d_model"]:
+        """What they write together at each position."""
+        out = self.rows.new_zeros(len(self.active.x), self.rows.shape[1])
+        if not self.dense:
+            return out.index_add(0, self.active.pos, self.rows)
+        acts = self.rows.new_zeros(len(out), len(self.rows))
+        acts[self.active.pos, self.active.index] = self.active.value
+        return acts @ self.rows if self.norm is None else self.norm.forward(acts @ self.rows)
+
+
+def written_by(basis, active: Active, columns: Sequence[int], layer: int, norm: Norm | None, n_pos: int) -> Written:
+    """What active features write to the MLP output of `layer`."""
+    if len(active.index) > _MOST * n_pos * basis.d_features:
+        return Written(basis.layer, active, columns, basis.writes(range(basis.d_features), layer), True, norm)
+    rows = basis.writes(active.index.tolist(), layer) * active.value[:, None]
+    rows = rows if norm is None else norm.at(rows, norm.scale[active.pos])
+    return Written(basis.layer, active, columns, rows, False, None)
