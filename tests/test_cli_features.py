@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from mechkit.cli import run
+from mechkit.features import FeatureIndex
 from tests.features.tiny import tiny_sae
 
 
@@ -57,7 +58,7 @@ def test_scan_says_what_it_read_and_what_it_passed_over(home, ask, capsys):
 
 def test_lookup_shows_the_features_of_every_token(ask):
     printed = ask("lookup", "35+59=")
-    assert [line.split()[0] for line in printed.splitlines()[1:]] == ["35", "+", "59", "="]
+    assert [line.split()[0] for line in printed.splitlines()[1:5]] == ["35", "+", "59", "="]
     found = ask("lookup", "35+59=", "--top", "2", "--json")
     assert len(found["tokens"]) == 4
     assert len(found["rows"]) == 8
@@ -79,6 +80,63 @@ def test_a_feature_is_shown_with_its_examples_neighbours_and_labels(ask):
     assert [row["feature"] for row in ask("search", "numbers", "--json")["rows"]] == [int(id)]
     assert len(ask("similar", id, "--top", "3", "--json")["rows"]) == 3
     assert ask("cofiring", id, "--top", "3", "--json")["unit"] == "Jaccard overlap"
+
+
+def test_effects_are_those_of_the_index(ask, home, addition):
+    id = ask("lookup", "35+59=", "--json")["rows"][0]["feature"]
+    found = ask("effect", f"{id},3", "35+59=", "12+13=", "--json")
+    index = FeatureIndex.open(home / "index", model=addition)
+    wanted = index.effect([id, 3], ["35+59=", "12+13="]).scores.tolist()
+    assert [one["changes"] for one in found["features"]] == [pytest.approx(row, abs=1e-6) for row in wanted]
+    assert (found["metric"], found["unit"], len(found["before"])) == ("logprob", "nats", 2)
+    printed = ask("effect", str(id), "35+59=", "--metric", "logit", "--answer", "94", "--at", "-1")
+    assert f"feature {id}" in printed
+    assert "taken out" in printed
+    assert "below 0: the feature raises the metric" in printed
+    assert "held at 2" in ask("effect", str(id), "35+59=", "--steer", "2")
+
+
+def test_lookup_by_effect_and_its_page(ask, tmp_path):
+    page = tmp_path / "prompt.html"
+    printed = ask("lookup", "35+59=", "--effect", "logprob", "--page", str(page))
+    assert "effect: change of the metric without that firing" in printed
+    assert f"wrote {page}" in printed
+    assert page.read_text().startswith("<!doctype html>")
+    found = ask("lookup", "35+59=", "--effect", "logprob", "--json")
+    assert abs(found["rows"][0]["effect"]) == max(abs(row["effect"]) for row in found["rows"]) > 0
+
+
+def test_a_page_of_a_feature_is_written_and_named(ask, tmp_path):
+    page = tmp_path / "feature.html"
+    printed = ask("page", "3", "35+59=", "--quality", "--out", str(page))
+    assert f"wrote {page}" in printed
+    text = page.read_text()
+    for words in ("Feature 3", "35+59=", "variance explained", "taken out"):
+        assert words in text
+
+
+def test_quality_is_printed_and_is_the_indexs(ask):
+    printed = ask("quality")
+    for words in ("variance explained", "loss recovered, against zeros", "features per token", "dead"):
+        assert words in printed
+    found = ask("quality", "--tokens", "100", "--json")
+    assert 100 <= found["n_tokens"] < 110
+    assert found["explained_variance"] < 1
+
+
+def test_labels_are_proposed_and_tested(ask):
+    printed = ask("label", "--auto")
+    assert "labels;" in printed
+    assert "wrote" in printed
+    labelled = ask("search", "fires", "--json")["rows"]
+    assert labelled
+    assert all(row["automatic"] and row["text"].startswith("fires on: ") for row in labelled)
+    id = str(labelled[0]["feature"])
+    found = ask("detect", id, labelled[0]["text"], "--json")
+    assert 0 <= found["balanced_accuracy"] <= 1
+    assert len(found["texts"]) == found["n_firing"] + found["n_silent"]
+    assert "0.5 is chance" in ask("detect", id, labelled[0]["text"])
+    assert "1 labels" in ask("label", id, "--auto")
 
 
 def test_promoting_takes_a_token_or_its_number(ask, addition):
@@ -109,6 +167,11 @@ def test_tables_are_written_and_named(ask, tmp_path):
         (["feature", "3", "--index", "nowhere"], "no index in 'nowhere'; make one with scan"),
         (["scan", "nowhere.txt"], "no corpus 'nowhere.txt'"),
         (["scan", "pyproject.toml"], "is no corpus"),
+        (["effect", "3", "x", "--metric", "size"], "the metric is one of logprob, logit, prob, loss, not 'size'"),
+        (["effect", "three", "x"], "features are numbers parted by commas"),
+        (["page", "3", "--out", "nowhere/x.html"], "there is no folder 'nowhere'"),
+        (["label", "3"], "give a feature and a text"),
+        (["label", "3", "x", "--auto"], "give a feature and a text"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line(home, command, words, capsys, tmp_path):

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mechkit.cli import features, superposition
+from mechkit.cli import feature_tests, superposition
 from mechkit.cli.patching import patch
 from mechkit.cli.tracing import trace
 
@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 app.command()(trace)
 app.command()(patch)
-app.add_typer(features.commands, name="features")
+app.add_typer(feature_tests.commands, name="features")
 app.add_typer(superposition.commands, name="superposition")
 
 

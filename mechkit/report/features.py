@@ -1,17 +1,24 @@
 """Answers of a feature index as a page of terminal output and as plain data."""
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from mechkit.core.result import Result
+from mechkit.features.detection import Detection
 from mechkit.features.index import Feature, FeatureIndex
+from mechkit.features.quality import Quality
 from mechkit.features.questions import Lookup
 from mechkit.features.ranked import Ranked
-from mechkit.report.console import plain, table, terminal
+from mechkit.report.console import plain, print_written, table, terminal
 
 WIDEST = 60
 """Signs of text shown in a cell."""
+WRONG = 6
+"""Texts shown on which a description was wrong."""
 
 
 def scan_summary(index: FeatureIndex) -> dict[str, Any]:
@@ -71,17 +78,84 @@ def lookup_summary(found: Lookup) -> dict[str, Any]:
     return {**ranked_summary(found), "tokens": _data(found.tokens)}
 
 
-def print_lookup(found: Lookup, console: Console | None = None) -> None:
-    """Print, token by token, the features that fire most, with their share of what is rebuilt, and what is missed."""
+def print_lookup(found: Lookup, written: Sequence[Path] = (), console: Console | None = None) -> None:
+    """Print, token by token, the features that fire or do most and what the SAE misses; then what was written."""
     console = console or terminal()
-    shown = table("token", "missed", "firing", "features: activation, share of what is rebuilt")
+    by_effect = "effect" in found.rows
+    what = f"effect, {found.unit}" if by_effect else "activation, share of what is rebuilt"
+    shown = table("token", "missed", "firing", f"features: {what}")
     shown.columns[-1].justify = "left"
     for token in found.tokens.to_dict("records"):
         own = found.at(token["pos"]).rows.to_dict("records")
-        words = "   ".join(f"{row['feature']}: {row['activation']:.2f}, {100 * row['share']:.0f} %" for row in own)
+        words = "   ".join(f"{row['feature']}: {_weight(row, by_effect)}" for row in own)
         missed = f"{100 * token['error']:.0f} %"
         shown.add_row(plain(_seen(token["token"])), missed, str(token["n_features"]), words)
     console.print(shown)
+    console.print("  [dim]missed: length of what the SAE leaves out, over that of what it reads[/dim]")
+    if by_effect:
+        console.print("  [dim]effect: change of the metric without that firing; below 0, it raises the metric[/dim]")
+    if written:
+        print_written(written, console)
+
+
+def _weight(row: dict[str, Any], by_effect: bool) -> str:
+    return f"{row['effect']:+.3f}" if by_effect else f"{row['activation']:.2f}, {100 * row['share']:.0f} %"
+
+
+def effect_summary(found: Result, prompts: Sequence[str]) -> dict[str, Any]:
+    """What features do, as JSON-able data."""
+    features = [
+        {"feature": site.index, "changes": changes}
+        for site, changes in zip(found.sites, found.scores.tolist(), strict=True)
+    ]
+    return {**found.meta, "unit": found.unit, "prompts": list(prompts), "features": features}
+
+
+def print_effect(found: Result, prompts: Sequence[str], console: Console | None = None) -> None:
+    """Print the metric of each prompt, and what it changes by for each feature."""
+    console = console or terminal()
+    meta, scores = found.meta, found.scores.tolist()
+    done = f"held at {meta['steer']:g}" if "steer" in meta else f"times {meta['scale']:g}"
+    done = "taken out" if meta.get("scale") == 0 else done
+    console.print(f"\nchange of [bold]{meta['metric']}[/bold] ({found.unit}) with a feature {done}, one at a time\n")
+    shown = table("prompt", "before", *(f"feature {site.index}" for site in found.sites))
+    for i, prompt in enumerate(prompts):
+        shown.add_row(plain(_seen(prompt)), f"{meta['before'][i]:.3f}", *(f"{row[i]:+.3f}" for row in scores))
+    console.print(shown)
+    if meta.get("scale") == 0:
+        console.print("  [dim]below 0: the feature raises the metric[/dim]")
+
+
+def quality_summary(found: Quality) -> dict[str, Any]:
+    """An SAE's quality as JSON-able data."""
+    shares = {"recovered": found.recovered, "recovered_mean": found.recovered_mean}
+    return {key: _data(value) for key, value in {**vars(found), **shares}.items()}
+
+
+def print_quality(found: Quality, console: Console | None = None) -> None:
+    """Print an SAE's quality, a line for each number."""
+    console = console or terminal()
+    console.print(f"\nthe SAE at [bold]{plain(found.hook)}[/bold]\n")
+    for name, value in found.facts():
+        console.print(f"  [dim]{plain(name):<34}[/dim]{plain(value)}")
+
+
+def detection_summary(found: Detection) -> dict[str, Any]:
+    """The test of a description as JSON-able data."""
+    return {key: _data(value) for key, value in vars(found).items()}
+
+
+def print_detection(found: Detection, console: Console | None = None) -> None:
+    """Print how well a description did, and texts on which it was wrong."""
+    console = console or terminal()
+    console.print(f"\n[bold]feature {found.id}[/bold] {plain(found.description)}\n")
+    console.print(f"  balanced accuracy {found.balanced_accuracy:.2f} (0.5 is chance)")
+    console.print(f"  says yes in {found.hits:.0%} of {found.n_firing} texts in which the feature fires")
+    console.print(f"  says no in {found.rejections:.0%} of {found.n_silent} texts in which it does not")
+    wrong = [row for row in found.texts.to_dict("records") if row["fires"] != (float(row["judged"]) >= 0.5)]
+    for row in wrong[:WRONG]:
+        kind = "missed" if row["fires"] else "no firing"
+        console.print(f"  [dim]{kind:<10}[/dim]{plain(_seen(row['text']))}", no_wrap=True, overflow="ellipsis")
 
 
 def ranked_summary(found: Ranked) -> dict[str, Any]:
