@@ -3,12 +3,14 @@
 A verb joins by one line in `VERBS`: a function of the model and the inputs that returns its numbers and their unit.
 """
 
+import tempfile
 from copy import deepcopy
 
 import pytest
 import torch
 
 import mechkit as mk
+from tests.features.tiny import tiny_sae
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 
@@ -78,7 +80,40 @@ def path_patch(model, prompts):
     return torch.cat([found.scores, direct.scores]).flatten(), found.unit
 
 
+def feature_effect(model, prompts):
+    from mechkit.features import effect
+
+    found = [effect(model, sae_of_a_stream(), [3, 7], prompts, mk.logit_diff, **how) for how in FEATURE_EDITS]
+    return torch.cat([one.scores.flatten() for one in found]), found[0].unit
+
+
+def sae_quality(model, prompts):
+    found = mk.sae_quality(model, sae_of_a_stream(), TOKENS)
+    return torch.tensor([found.loss, found.loss_rebuilt, found.loss_mean, found.l0, found.explained_variance]), "nats"
+
+
+def lookup(model, prompts):
+    """A scan, a lookup by effect, a quality and a test of a label, which all run the model."""
+    with tempfile.TemporaryDirectory() as folder:
+        index = mk.scan(model, sae_of_a_stream(), TOKENS.repeat(20, 1), f"{folder}/index", top=2, sample=40)
+        found = index.lookup(prompts[0], effect=mk.logit_diff)
+        values = [found.rows["effect"].tolist(), found.rows["activation"].tolist(), [index.quality(50).loss_rebuilt]]
+        values += [index.contrast(TOKENS.tolist(), TOKENS.flip(1).tolist()).rows["effect"].tolist()]
+    return torch.tensor([value for some in values for value in some]), found.unit
+
+
+FEATURE_EDITS = ({}, {"error": False, "pos": -1}, {"steer": 2.0, "pos": "s"})
+
+
+def sae_of_a_stream():
+    with torch.random.fork_rng(devices=[]):  # SAELens draws weights, which are then replaced
+        return tiny_sae(hook="blocks.1.hook_resid_mid")
+
+
 VERBS = {
+    "feature_effect": feature_effect,
+    "sae_quality": sae_quality,
+    "lookup": lookup,
     "path_patch": path_patch,
     "attribute": attribute,
     "patch": patch,

@@ -243,8 +243,9 @@ def sae_of(index: "FeatureIndex") -> Any:
 
     kept = vars(index)
     if "_loaded_sae" not in kept:
-        home = index.folder / SAES / index.sae / "sae"
-        kept["_loaded_sae"] = SAE.load_from_disk(home, device=str(device_of(model_of(index)))).eval()
+        home, device = index.folder / SAES / index.sae / "sae", device_of(model_of(index))
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # SAELens draws weights, then reads them
+            kept["_loaded_sae"] = SAE.load_from_disk(home, device=str(device)).eval()
     return kept["_loaded_sae"]
 
 
