@@ -9,7 +9,7 @@ embeddings, biases and BOS outputs as sources of their own.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -29,6 +29,9 @@ from mechkit.graphs.written import Active, Written, active_features, written_by
 Streams = Float[Tensor, "stream target source"]
 """Contributions of sources to targets, split by the last head on the path; they sum to the matrix."""
 
+ROOM = 1 << 30
+"""Bytes that one descent may take, unless told."""
+
 _COPIES = 6
 """Copies of a target's directions that are held at once in a descent, with what goes through heads."""
 
@@ -45,8 +48,6 @@ class Attribution:
     """What the graph explains: logits, or other targets."""
     bos: bool = False
     """Whether position 0 is a BOS token, whose MLP outputs are one source per layer."""
-    room: int = field(default=1 << 30)
-    """Bytes that one descent may take."""
 
     # --- nodes
 
@@ -184,8 +185,10 @@ class Attribution:
 
     # --- the matrix
 
-    def blocks(self, targets: Sequence[Node], *, heads: bool = False) -> Iterator[Block]:
+    def blocks(self, targets: Sequence[Node], *, heads: bool = False, room: int = ROOM) -> Iterator[Block]:
         """Rows of the matrix for `targets`, those of one layer and position together, on the columns they reach.
+
+        As many targets descend at once as `room` bytes hold.
 
         Each block's `rows` count in `targets`. With `heads` its values have one stream for paths on which no head comes
         last before the target, then one for each head by layer and number; they sum to the rows.
@@ -195,7 +198,7 @@ class Attribution:
         for i, target in enumerate(targets):
             groups.setdefault(self._group(target), []).append(i)
         for members in progress(list(groups.values()), "attribution"):
-            yield from self._blocks([targets[i] for i in members], members, heads)
+            yield from self._blocks([targets[i] for i in members], members, heads, room)
 
     def rows(self, targets: Sequence[Node], *, heads: bool = False) -> Streams:
         """The rows of `targets` with all columns, for small graphs."""
@@ -211,7 +214,9 @@ class Attribution:
         width = reads.pos + 1 if self.frozen.is_causal else self.frozen.n_positions
         return Reach.of(self.layout, reads.n_mlps, reads.layer, width)
 
-    def contributions(self, reads: Reads, *, heads: bool = False) -> Iterator[tuple[slice, Reach, Tensor]]:
+    def contributions(
+        self, reads: Reads, *, heads: bool = False, room: int = ROOM
+    ) -> Iterator[tuple[slice, Reach, Tensor]]:
         """Contributions `[stream, target, column]` to what is read, as many targets at once as there is room for."""
         from mechkit.graphs.push import push
 
@@ -219,15 +224,15 @@ class Attribution:
         n_streams = 1 + reads.layer * cfg.n_heads if heads else 1
         size = reads.g.element_size() * n_streams
         each = size * (reach.width * (cfg.d_model + cfg.n_heads * cfg.d_head) * _COPIES // 2 + reach.n_columns)
-        step = max(2, self.room // max(1, each) // 2 * 2)  # the two rows of a gated neuron stay together
+        step = max(2, room // max(1, each) // 2 * 2)  # the two rows of a gated neuron stay together
         for start in range(0, reads.n_targets, step):
             chosen = slice(start, min(start + step, reads.n_targets))
             yield chosen, reach, push(self, reads.only(chosen), reach, heads=heads)
 
-    def _blocks(self, targets: Sequence[Node], numbers: list[int], heads: bool) -> Iterator[Block]:
+    def _blocks(self, targets: Sequence[Node], numbers: list[int], heads: bool, room: int) -> Iterator[Block]:
         first = targets[0]
         level = first.layer if first.kind == "feature" else self.frozen.model.cfg.n_layers + 1
-        for chosen, reach, values in self.contributions(self._reads(targets), heads=heads):
+        for chosen, reach, values in self.contributions(self._reads(targets), heads=heads, room=room):
             yield Block(torch.tensor(numbers[chosen]), reach, values if heads else values[0], level)
 
     def _group(self, target: Node) -> tuple:

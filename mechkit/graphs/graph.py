@@ -162,6 +162,16 @@ class AttributionGraph:
         """
         return self.attribution.rows(targets, heads=True)
 
+    def qk_attribution(self, site: str, n: int = 20) -> Any:
+        """Why a head attends where it does: the `n` largest pairs of query and key sources behind one score, such as
+        `L1.H2.attn_scores@5<-3`, and the rest as a remainder (`mechkit.graphs.qk.QKAttribution`).
+
+        Cost: one forward pass and two descents of d_head directions.
+        """
+        from mechkit.graphs.qk import qk_attribution
+
+        return qk_attribution(self.attribution, site, n)
+
     def pathways(self, n: int = 8) -> list:
         """The `n` pathways that carry most of the answer, each a `Pathway`: text, share, nodes. Print them."""
         from mechkit.graphs.pathways import pathways

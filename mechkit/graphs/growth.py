@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechkit.core.engine.memory import free_memory
-from mechkit.graphs.attribution import Attribution
+from mechkit.graphs.attribution import ROOM, Attribution
 from mechkit.graphs.blocks import Block, Blocks
 from mechkit.graphs.influence import Matrix
 from mechkit.graphs.nodes import Node
@@ -62,13 +62,13 @@ def grow(
     if memory is not None and memory <= 0:
         raise ValueError(f"memory is {memory} bytes; name a positive number of bytes")
     limit = memory if memory is not None else int(_SHARE * free_memory(engine.frozen.final.device))
-    engine = replace(engine, room=max(1, min(engine.room, int(_DESCENT * limit))))
     return _Growth(engine, weights, limit).run(coverage, max_nodes)
 
 
 class _Growth:
     def __init__(self, engine: Attribution, weights: Float[Tensor, "root"], limit: int) -> None:
         self.engine, self.weights, self.limit = engine, weights, limit
+        self.room = max(1, min(ROOM, int(_DESCENT * limit)))
         self.sizes = torch.tensor([self.row_bytes(node) for node in engine.features], dtype=torch.float64)
         self.used = 0.0
         self.columns: list[int] = []
@@ -104,14 +104,14 @@ class _Growth:
     def add_roots(self) -> None:
         roots = self.engine.root_nodes
         offset = len(self.engine.sources)
-        for block in self.engine.blocks(roots):
+        for block in self.engine.blocks(roots, room=self.room):
             self.blocks.append(replace(block, rows=block.rows + offset))
 
     def add(self, features: Sequence[int]) -> None:
         """Rows of these features; their blocks' rows are numbered by column for now, parts together."""
         rows = self.engine.rows_of(features)
         owners = torch.tensor([i for i in features for _ in self.parts(i)], dtype=torch.long)
-        for block in self.engine.blocks(rows):
+        for block in self.engine.blocks(rows, room=self.room):
             self.blocks.append(replace(block, rows=owners[block.rows]))
         self.columns = sorted([*self.columns, *features])
         self.used += float(self.sizes[list(features)].sum())
@@ -137,8 +137,8 @@ class _Growth:
         reached = matrix.coverage
         asked = f"{most} rows" if coverage == 1 else f"a coverage of {coverage}"
         return MemoryError(
-            f"{asked} may need up to {_bytes(needed)}, and {_bytes(self.limit)} may be used: {len(self.columns)} of "
-            f"{len(self.sizes)} features fit, which cover {reached:.3f} of the influence; give coverage="
+            f"{asked} may need up to {_bytes(needed)}, and {_bytes(float(self.limit))} may be used: "
+            f"{len(self.columns)} of {len(self.sizes)} features fit, which cover {reached:.3f} of the influence; give coverage="
             f"{int(reached * 1000) / 1000} or max_nodes={max(1, len(self.columns))}, or more memory"
         )
 

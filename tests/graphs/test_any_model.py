@@ -5,9 +5,10 @@ from functools import partial
 import pytest
 import torch
 
+import mechkit as mk
 from mechkit.dictionaries import neurons
 from tests.core.architectures import SETTINGS, make
-from tests.graphs.frozen_runs import FrozenRuns, across, traced, transcoders
+from tests.graphs.frozen_runs import TOKENS, FrozenRuns, across, traced, transcoders
 
 EXACT = 1e-5
 """Required: 1e-4 of the sum of sizes of a row. Sums of some hundred float32 terms."""
@@ -102,3 +103,26 @@ def test_a_model_that_is_not_its_weights_is_named(build, name):
 def test_neurons_of_a_module_of_ones_own_are_refused(build):
     with pytest.raises(ValueError, match="the MLP of layer 1 is a Doubled, whose neurons are not known"):
         traced(make(build, "a replaced MLP"), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("LayerNorm", "across layers"), ("Gemma 2", "neurons"), ("Gemma 2", "skip JumpReLU"), ("OLMo 2", "neurons"),
+        ("folded parallel", "neurons"), ("mixture of experts", "neurons"), ("Llama", "TopK"),
+        ("split query, key and value inputs", "neurons"), ("SoLU with its norm", "neurons"),
+    ],
+)  # fmt: skip
+def test_every_model_and_basis_can_be_checked(build, name, kind):
+    model = norm_weights(make(build, name))
+    graph = mk.trace(model, TOKENS, BASES[kind](model), node_threshold=0.3 if kind == "neurons" else 0.8)
+    check = graph.check
+    assert check.exact_error < EXACT
+    assert len(check.nodes) > 3
+    for values in (check.predicted, check.gradient, check.direct, check.frozen, check.measured):
+        assert bool(values.isfinite().all())
+        assert float(values.abs().max()) > 0
+    last = torch.tensor([node.layer == model.cfg.n_layers - 1 for node in check.nodes])
+    if bool(last.any()):  # what the last layer writes is read by logits alone: with norms held, the edge is exact
+        tolerance = 1e-3 if model.cfg.output_logits_soft_cap and model.cfg.output_logits_soft_cap > 0 else 1e-4
+        torch.testing.assert_close(check.predicted[last], check.frozen[last], rtol=tolerance, atol=tolerance)
