@@ -138,8 +138,8 @@ class _Growth:
         asked = f"{most} rows" if coverage == 1 else f"a coverage of {coverage}"
         return MemoryError(
             f"{asked} may need up to {_bytes(needed)}, and {_bytes(float(self.limit))} may be used: "
-            f"{len(self.columns)} of {len(self.sizes)} features fit, which cover {reached:.3f} of the influence; give coverage="
-            f"{int(reached * 1000) / 1000} or max_nodes={max(1, len(self.columns))}, or more memory"
+            f"{len(self.columns)} of {len(self.sizes)} features fit, which cover {reached:.3f} of the influence; "
+            f"give coverage={int(reached * 1000) / 1000} or max_nodes={max(1, len(self.columns))}, or more memory"
         )
 
     def grown(self) -> Grown:
