@@ -79,7 +79,8 @@ def quality(
 def detect(
     id: Id,
     description: Annotated[
-        str | None, typer.Argument(help='What it fires on, as "fires on: Paris, Rome"; its first label unless given.')
+        str | None,
+        typer.Argument(help='Words, as "fires on: Paris, Rome"; its first label that lists some unless given.'),
     ] = None,
     index: Index = HERE,
     sae: Sae = None,

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from mechkit.features.evidence import held_out_firings, held_out_silence
-from mechkit.features.labelling import Judge, word_list_judge
+from mechkit.features.labelling import INTRO, Judge, word_list_judge
 
 if TYPE_CHECKING:
     from mechkit.features.index import FeatureIndex
@@ -46,7 +46,9 @@ def detection(
     index: "FeatureIndex", id: int, description: str | None = None, *, judge: Judge = word_list_judge,
     n: int = 50, seed: int = 0,
 ) -> Detection:  # fmt: skip
-    """How well a description of a feature (its first label unless given) tells texts in which it fires from others.
+    """How well a description of a feature tells texts in which it fires from others.
+
+    Without one its first label is tested; with the judge of word lists, its first that is a list ("fires on: ...").
 
     The judge is called once, with the description and texts in a random order: up to `n` around firings drawn alike
     from all of them, and as many from places where it fires nowhere in the window; all from the half of the corpus's
@@ -56,7 +58,7 @@ def detection(
     Raises ValueError without a description, where either kind has fewer than two texts, and for a judge's answers of
     another number than the texts or outside 0 to 1.
     """
-    description = description if description is not None else _label(index, id)
+    description = description if description is not None else _label(index, id, judge)
     index._require(id)
     fires = held_out_firings(index, id, n, seed)
     silent = held_out_silence(index, id, len(fires), seed) if len(fires) > 1 else []
@@ -76,11 +78,17 @@ def detection(
     return Detection(id, description, score, hits, rejections, len(fires), len(silent), table)
 
 
-def _label(index: "FeatureIndex", id: int) -> str:
-    labels = index.feature(id).labels
-    if not len(labels):
-        raise ValueError(f"feature {id} has no label to test; give a description, or label it first")
-    return str(labels["text"].tolist()[0])
+def _label(index: "FeatureIndex", id: int, judge: Judge) -> str:
+    """The first label of a feature that the judge can read: for the judge of word lists, one that is a list."""
+    texts = [str(text) for text in index.feature(id).labels["text"].tolist()]
+    if judge is word_list_judge:
+        texts = [text for text in texts if text.startswith(INTRO.strip())]
+    if not texts:
+        raise ValueError(
+            f"feature {id} has no label to test: the judge of word lists reads 'fires on: Paris, Rome'; give such a "
+            "description, have labels proposed, or give a judge that reads free text"
+        )
+    return texts[0]
 
 
 def _judged(judge: Judge, description: str, texts: list[str]) -> list[bool | float]:

@@ -90,6 +90,15 @@ def test_a_labeller_sees_the_strongest_first_and_what_is_common(index):
     assert common["#3"] == pytest.approx(index.feature(3).density, rel=0.2)
 
 
+def test_the_judge_of_word_lists_tests_a_label_that_is_a_list(index):
+    index.label(3, "the number three")
+    index.label(3, "fires on: #3", "program", automatic=True)
+    assert index.detection(3).description == "fires on: #3"
+    assert index.detection(3, judge=lambda description, texts: [True] * len(texts)).description == "the number three"
+    for source in ("user", "program"):
+        index.labels.remove(3, source)
+
+
 def test_labels_of_a_labeller_are_replaced_and_the_users_stay(index):
     index.label(4, "mine")
     names = {4: "four", 5: ""}
