@@ -12,6 +12,7 @@ from torch import Tensor
 
 KEY_BITS = 31
 """Keys are whole numbers of so many bits."""
+LARGEST = (1 << KEY_BITS) - 1
 FULL = 1 << 18
 """Candidates that are held before the best are picked out, at least."""
 
@@ -65,6 +66,19 @@ class Best:
         """Which firings can still be among the best."""
         return key >= self.bar[feature] if self.size else torch.zeros_like(key, dtype=torch.bool)
 
+    def raised(self, key: Int[Tensor, "firing"], feature: Int[Tensor, "firing"]) -> Int[Tensor, "few"]:
+        """Which of firings that pass still do once all of them are known; all with the key of the last are among them.
+
+        No other firing passes from now on, so these must be offered.
+        """
+        if len(key) > self.n_features:
+            ranked = ((feature << KEY_BITS) + (LARGEST - key)).sort().values
+            of = ranked >> KEY_BITS
+            last = ranks(of, self.n_features) == self.size - 1
+            of, least = of[last], LARGEST - (ranked[last] & LARGEST)
+            self.bar[of] = torch.maximum(self.bar[of], least)
+        return self.passes(key, feature).nonzero()[:, 0]
+
     def offer(self, key: Int[Tensor, "firing"], firings: Firings) -> None:
         """Take firings in, with their keys."""
         if self.size and len(key):
@@ -78,13 +92,13 @@ class Best:
         """The best so far, by feature, greatest key first."""
         firings, key = Firings.joined(self._firings), torch.cat(self._keys)
         order = firings.position.argsort()
-        ranked = (firings.feature << KEY_BITS) + ((1 << KEY_BITS) - 1 - key)
+        ranked = (firings.feature << KEY_BITS) + (LARGEST - key)
         order = order[ranked[order].argsort(stable=True)]
         rank = ranks(firings.feature[order], self.n_features)
         order, rank = order[rank < self.size], rank[rank < self.size]
         firings, key = firings[order], key[order]
         last = rank == self.size - 1
-        self.bar[firings.feature[last]] = key[last]
+        self.bar[firings.feature[last]] = torch.maximum(self.bar[firings.feature[last]], key[last])
         self._firings, self._keys, self._held = [firings], [key], len(key)
         return firings
 

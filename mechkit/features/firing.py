@@ -68,7 +68,8 @@ def sparse(sae) -> Iterator[None]:
         return
     before, own.use_sparse_activations = own.use_sparse_activations, True
     try:
-        yield
+        with torch.sparse.check_sparse_tensor_invariants(enable=False):  # they hold, and unsaid PyTorch warns of them
+            yield
     finally:
         own.use_sparse_activations = before
 

@@ -18,9 +18,13 @@ from mechkit.core.files import write_atomic
 FOLDER = "parts"
 
 
-def write_part(folder: Path, shard: int, tensors: dict[str, Tensor]) -> Path:
+def packed(tensors: dict[str, Tensor]) -> bytes:
+    """The bytes of a part."""
+    return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+
+
+def write_part(folder: Path, shard: int, raw: bytes) -> Path:
     """Write one part. Raises OSError, saying that the scan can go on, where there is no room."""
-    raw = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
     path = folder / FOLDER / f"{shard:06d}-{hashlib.sha256(raw).hexdigest()[:32]}.safetensors"
     try:
         return write_atomic(path, raw)

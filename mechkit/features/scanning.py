@@ -35,6 +35,7 @@ from mechkit.features.sizes import require_room
 from mechkit.features.sources import Documents, documents
 
 PLAN, MANIFEST, LOCK = "plan.json", "manifest.json", ".lock"
+ENGINES = ("local", "ray")
 WHOLE = 1 << 24
 """Activations of whole rows whose firings are taken in together, at most, where a row has no more."""
 
@@ -56,6 +57,8 @@ def scan(
     cofiring: int = 200_000,
     batch: int = 4096,
     shard: int = 1 << 17,
+    engine: str = "local",
+    workers: int | None = None,
 ):
     """The `FeatureIndex` of `saes` (one, a list, or a mapping of names) on `corpus`, written into the folder `out`.
 
@@ -67,12 +70,17 @@ def scan(
     Per feature: firings, a histogram of strengths, the `top` strongest rows, `sample` firings drawn alike from all,
     each with `window` tokens before and after, and the features it fires with, on about `cofiring` tokens.
 
+    `engine="ray"` scans stretches of `shard` tokens on `workers` Ray Data actors (one a GPU, or a core, unless given),
+    from the same code to the same index; it needs `mechkit[ray]`.
+
     Unit: the SAE's activations. Cost: one forward pass of the corpus as far as the SAEs' last hook, and one encoding
     per SAE; memory for `batch` tokens. Called again on a folder that holds part of it, goes on; on a whole one, opens
     it.
     Raises ValueError for SAEs that do not fit, a corpus with nothing to read, a folder made by something else, too
     little room on the disk, and a folder that another scan is writing.
     """
+    if engine not in ENGINES:
+        raise ValueError(f"engine is one of {', '.join(ENGINES)}, not {engine!r}")
     saes, out = named_saes(saes), Path(out)
     require_fit(model, saes)
     more = {"keep": keep, "top": top, "sample": sample, "window": window, "cofiring": cofiring}
@@ -84,7 +92,7 @@ def scan(
         rows = _begun(model, saes, documents(corpus, column), out, settings)
         if not (out / MANIFEST).is_file():
             with torch.no_grad():
-                _scan_stretches(model, saes, rows, out, settings)
+                _scan_stretches(model, saes, rows, out, settings, engine, workers)
                 merge(model, saes, rows, out, settings)
         shutil.rmtree(out / parts.FOLDER, ignore_errors=True)
     return FeatureIndex.open(out, model=model)
@@ -158,21 +166,30 @@ def batches(rows: Rows, stretch: range, size: int, alike: bool) -> list[Batch]:
     return [Batch(group, int(lengths[np.array(group) - stretch.start].sum())) for group in found]
 
 
-def _scan_stretches(model, saes: Mapping[str, Any], rows: Rows, out: Path, settings: Settings) -> None:
+def _scan_stretches(
+    model, saes: Mapping[str, Any], rows: Rows, out: Path, settings: Settings, engine: str, workers: int | None
+) -> None:
     whole = stretches(rows, settings.shard)
     (out / parts.FOLDER).mkdir(exist_ok=True)
     done = parts.find_parts(out)
-    left = [number for number in range(len(whole)) if number not in done]
-    state = Scan(model, saes, rows, settings)
-    n_left = sum(int(rows.starts[whole[i].stop] - rows.starts[whole[i].start]) for i in left)
+    left = {number: one for number, one in enumerate(whole) if number not in done}
+    n_left = sum(int(rows.starts[one.stop] - rows.starts[one.start]) for one in left.values())
     if left:
-        require_room(out, Scan(model, saes, rows, settings).sizes(whole[left[0]]), n_left, rows.n_tokens)
+        require_room(out, Scan(model, saes, rows, settings).sizes(next(iter(left.values()))), n_left, rows.n_tokens)
+    if left and engine == "ray":
+        from mechkit.features.on_ray import scanned_on_ray
+
+        found = scanned_on_ray(model, saes, rows, left, settings, workers)
+        for one in progress(found, "scanning, tokens", n_left):
+            parts.write_part(out, one.number, one.raw)
+        return
+    state = Scan(model, saes, rows, settings)
 
     def todo() -> Iterator[Batch]:
-        for number in left:
+        for number, stretch in left.items():
             state.begin()
-            yield from state.batches(whole[number])
-            parts.write_part(out, number, state.part(whole[number]))
+            yield from state.batches(stretch)
+            parts.write_part(out, number, parts.packed(state.part(stretch)))
 
     for group in progress(todo(), "scanning, tokens", n_left):
         state.add(group)
@@ -199,6 +216,13 @@ class Scan:
         self._together = {name: [] for name in self.saes}
         self._all = {name: [] for name in self.saes}
         self._n_drawn = 0
+
+    def whole(self, stretch: range) -> dict[str, Tensor]:
+        """What a whole stretch gives."""
+        self.begin()
+        for group in self.batches(stretch):
+            self.add(group)
+        return self.part(stretch)
 
     def batches(self, stretch: range) -> list[Batch]:
         """The forward passes of a stretch."""

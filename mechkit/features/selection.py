@@ -136,9 +136,11 @@ class Selection:
         key = top_key(own.fired.value)
         chosen = self.top.passes(key, own.fired.feature).nonzero()[:, 0]
         chosen = chosen[_strongest_of_rows(key[chosen], own.fired.feature[chosen], own.row(chosen))]
+        chosen = chosen[self.top.raised(key[chosen], own.fired.feature[chosen])]
         self._offer(self.top, key[chosen], found, own.at[chosen])
         key = sample_key(position_hash(found.places.position)[own.fired.token], own.fired.feature)
         chosen = self.sample.passes(key, own.fired.feature).nonzero()[:, 0]
+        chosen = chosen[self.sample.raised(key[chosen], own.fired.feature[chosen])]
         self._offer(self.sample, key[chosen], found, own.at[chosen])
 
     def _offer(self, best: Best, key: Int[Tensor, "few"], found: "_Sorted", at: Int[Tensor, "few"]) -> None:
