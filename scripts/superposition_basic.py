@@ -62,7 +62,7 @@ def rows(found: Trained, kind: str) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "kind": kind,
-            "density": found.toys.probability[:, :1].expand(-1, n).flatten().cpu().numpy(),
+            "density": [density for density in DENSITIES for _ in range(n)],
             "feature": torch.arange(n).repeat(len(norm)).numpy(),
             "norm": norm.flatten().numpy(),
             "shared": shared.flatten().numpy(),

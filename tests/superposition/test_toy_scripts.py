@@ -93,6 +93,18 @@ def test_the_geometry_lines_count_the_features_that_lie_on_them():
     assert of["pairs"]["line of the antipodal pair, D = 0.5"].measured.startswith("8 features")
 
 
+def test_learned_features_are_counted_at_every_density():
+    densities = superposition_basic.DENSITIES
+    toys = instances(8, 2, probability=torch.tensor(densities)[:, None])
+    W, ones = torch.eye(2, 8).repeat(len(densities), 1, 1), torch.ones(1, len(densities))
+    trained = Trained(toys, Weights(W, torch.zeros(len(densities), 8)), ones, 1, ones[0].long())
+    table = pd.concat([superposition_basic.rows(trained, kind) for kind in ("relu", "linear")])
+    linear, _, relu, _ = superposition_basic.claims(table, 8, 2)
+    assert linear.measured.startswith("2, 2, 2, 2, 2, 2, 2;")
+    assert linear.met
+    assert relu.measured == "2, 2, 2, 2, 2, 2, 2"
+
+
 def test_a_feature_is_computed_where_both_signs_are(monkeypatch):
     monkeypatch.setattr(superposition_absolute, "DENSITIES", (1.0,))
     toys = instances(3, 4, kind="absolute")
