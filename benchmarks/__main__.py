@@ -12,6 +12,7 @@ import torch
 import typer
 
 import mechkit
+from benchmarks.features import feature_table
 from benchmarks.forwards import forward_rows
 from benchmarks.gradients import gradient_rows
 from benchmarks.graphs import graph_table
@@ -30,7 +31,7 @@ QUESTIONS: dict[str, tuple[str, Rows]] = {
     "paths": ("Path patching", path_rows),
     "gradients": ("Attribution patching", gradient_rows),
 }
-TABLES = {"graphs": graph_table, "toys": toy_table}
+TABLES = {"features": feature_table, "graphs": graph_table, "toys": toy_table}
 """Questions that are of no one model: each makes its own table, and fails where answers disagree."""
 SECONDS = {"small": 0.2, "full": 8.0}
 """Seconds a side is timed for, beyond the fewest rounds."""

@@ -46,7 +46,7 @@ class Subject:
 
 def gpt2_shape(device: str, lengths: tuple[int, ...] = (16,)) -> Subject:
     """12 layers, 12 heads, d_model 768, vocabulary 5,000, context 1,024, random weights."""
-    model = _random(
+    model = random_model(
         device, n_layers=12, n_heads=12, d_model=768, d_head=64, d_mlp=3072, n_ctx=1024, d_vocab=5000,
         act_fn="gelu_new", normalization_type="LN",
     )  # fmt: skip
@@ -55,7 +55,7 @@ def gpt2_shape(device: str, lengths: tuple[int, ...] = (16,)) -> Subject:
 
 def billion_shape(device: str, lengths: tuple[int, ...] = (16,)) -> Subject:
     """1.1 billion parameters: 16 layers, 32 heads on 8 key/value heads, d_model 2048, rotary, gated MLP, RMSNorm."""
-    model = _random(
+    model = random_model(
         device, n_layers=16, n_heads=32, n_key_value_heads=8, d_model=2048, d_head=64, d_mlp=8192, n_ctx=1024,
         d_vocab=32_000, act_fn="silu", gated_mlp=True, normalization_type="RMS", final_rms=True,
         positional_embedding_type="rotary", rotary_dim=64,
@@ -124,7 +124,8 @@ def _norm(ours, theirs) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     yield ours.b, theirs.bias
 
 
-def _random(device: str, **shape):
+def random_model(device: str, **shape):
+    """A HookedTransformer of some shape with random weights, without gradients."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     config = HookedTransformerConfig(seed=SEED, device=device, **shape)
