@@ -132,6 +132,10 @@ class FrozenModel:
     def require_linear(self) -> None:
         """Raise ValueError where the residual stream is not what weights, patterns and scales make of it."""
         model, at = self.model, lambda site: self.values[site][0]
+        if not hasattr(model.unembed, "W_U"):
+            raise ValueError(
+                f"the unembedding is a {type(model.unembed).__name__} without W_U; the logits are not linear"
+            )
         stream, last = at("embed"), "the embedding"
         stream = stream + at("pos_embed") if adds_positions(model.cfg) else stream
         for layer in range(model.cfg.n_layers):
