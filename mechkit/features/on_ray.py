@@ -56,8 +56,8 @@ def scanned_on_ray(
     Raises ImportError where Ray is not there.
     """
     try:
-        import ray
-        import ray.data
+        import ray  # pyright: ignore[reportMissingImports]
+        import ray.data  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError("engine='ray' needs Ray: pip install 'mechkit[ray]'") from error
     if not ray.is_initialized():
@@ -78,6 +78,6 @@ class _Opened(Worker):
     """A worker whose model lies in Ray's store."""
 
     def __init__(self, work: Any, *more: Any) -> None:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
 
         super().__init__(ray.get(work), *more)
