@@ -44,6 +44,7 @@ def scan(
     column: Annotated[str | None, typer.Option(help="Text column of .jsonl and .parquet.")] = None,
     context: Annotated[int | None, typer.Option(min=2, help="Tokens of a row; the SAE's unless given.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Tokens of a forward pass.")] = 4096,
+    engine: Annotated[str, typer.Option(help='"local", or "ray": Ray Data actors, with mechkit[ray].')] = "local",
     device: Device = None,
     json: Json = False,
 ) -> None:
@@ -52,7 +53,7 @@ def scan(
 
     with bars(sys.stderr):
         found, saes = _loaded(model, device, sae or [])
-        options = {"keep": keep, "column": column, "context": context, "batch": batch}
+        options = {"keep": keep, "column": column, "context": context, "batch": batch, "engine": engine}
         index = scan_corpus(found, saes, corpus, out, **options)
     from mechkit.report.features import print_scan, scan_summary
 
