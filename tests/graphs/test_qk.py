@@ -22,7 +22,7 @@ def test_pairs_and_remainder_sum_to_the_models_score(build, name):
         parameter.data = 1 + 0.3 * torch.sin(torch.arange(len(parameter), dtype=parameter.dtype))
     graph = traced(model, None if model.cfg.attn_only else transcoders(model))
     seen = {}
-    hook = [("blocks.1.attn.hook_attn_scores", lambda x, hook: seen.update(scores=x))]
+    hook = [("blocks.1.attn.hook_attn_scores", lambda x, hook: seen.update(scores=x.detach()))]
     model.run_with_hooks(graph.attribution.frozen.prompts.tokens, fwd_hooks=hook)
     for head, query, key in ((0, 4, 1), (1, 3, 3)):
         found = graph.qk_attribution(f"L1.H{head}.attn_scores@{query}<-{key}", 6)
