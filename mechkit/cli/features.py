@@ -44,7 +44,7 @@ def scan(
     column: Annotated[str | None, typer.Option(help="Text column of .jsonl and .parquet.")] = None,
     context: Annotated[int | None, typer.Option(min=2, help="Tokens of a row; the SAE's unless given.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Tokens of a forward pass.")] = 4096,
-    engine: Annotated[str, typer.Option(help='"local", or "ray": Ray Data actors, with mechkit[ray].')] = "local",
+    engine: Annotated[str, typer.Option(help='"local", or "ray": Ray Data actors (the extra of that name).')] = "local",
     device: Device = None,
     json: Json = False,
 ) -> None:
