@@ -5,6 +5,9 @@
 
 y' = ReLU(W_out ReLU(W x) + b) is to be |x|. Dense toys spend two neurons on each of the most important features, one
 for each sign; sparse toys give neurons several features each. Draws which features each neuron writes.
+
+Weights start at a tenth of Xavier's. From these in full, sparse toys compute most features for one sign alone (both
+signs of 7, 1 and 2 features at 1 - S of 0.1, 0.03 and 0.01): the output of the other sign is off before it is learned.
 """
 
 import sys
@@ -18,13 +21,15 @@ import typer
 from mechkit.cli.terminal import bars
 from mechkit.report.claims import Claim, report_figure
 from mechkit.superposition import features_per_neuron
-from mechkit.superposition.toy import Trained, instances, train
+from mechkit.superposition.toy import Toys, Trained, Weights, instances, train
 from mechkit.viz.chart import COLOURS, chart, label, png
 
 N, M, RATIO = 100, 40, 0.8
 """Features, neurons, ratio of consecutive importances."""
 DENSITIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """1 - S of each instance."""
+START = 0.1
+"""Size of the first weights, in Xavier's."""
 QUICK = 3000
 """Steps of a quick run."""
 LEARNED = 0.5
@@ -44,12 +49,20 @@ def main(
         seed=seed,
     )  # fmt: skip
     with bars(sys.stderr):
-        trained = train(toys, n_steps=steps, device=device, label="absolute values")
+        trained = train(toys, n_steps=steps, start=small(toys), device=device, label="absolute values")
     out.mkdir(parents=True, exist_ok=True)
     kept = trained.save(out / "superposition_absolute.safetensors")
     table = measured(trained)
     settings = f"n = {N}, m = {M}, I = {RATIO}^i, {steps} steps of 1,024 samples, seed {seed}; weights kept as {kept}"
     report_figure(claims(table), table, picture(table, trained), out / "superposition_absolute", settings)
+
+
+def small(toys: Toys) -> Weights:
+    """Weights to start from."""
+    weights = Weights.initial(toys)
+    weights.W.mul_(START)
+    weights.output.mul_(START)
+    return weights
 
 
 def effect(trained: Trained) -> torch.Tensor:
