@@ -19,6 +19,7 @@ from rich.progress import track
 from mechkit.core.files import write_atomic
 from mechkit.core.progress import progress, showing
 from mechkit.zoo import load_folder, save_folder
+from mechkit.zoo.card import CARD, fill_card
 from mechkit.zoo.folder import CONFIG, TOKENIZER, WEIGHTS, file_hash, fold
 from mechkit.zoo.language import text_loss
 from mechkit.zoo.tinyworld import behaviours, corpus, text
@@ -39,17 +40,10 @@ MODEL = {
     "model_name": "tinyworld",
 }
 ROWS, WIDTH = 32, 96
-STEPS = 8300
-STAGES = (
-    (2600, 2e-3, 6600, corpus.MIX),
-    (3800, 2e-3, 6600, corpus.LATER_MIX),
-    (5400, 2e-3, 6600, corpus.THIRD_MIX),
-    (6400, 1.5e-2, 6600, corpus.FOURTH_MIX),
-    (7400, 1.2e-2, 7900, corpus.FIFTH_MIX),
-    (7800, 4e-2, 8000, corpus.SIXTH_MIX),
-    (STEPS, 0.11, STEPS, corpus.LAST_MIX),
-)
-"""Up to which step which learning rate, cosine (its length in steps) and documents; late stages have but its tail."""
+STEPS = 8400
+STAGES = ((2200, 7600, corpus.FIRST_MIX), (6200, 7600, corpus.SECOND_MIX), (STEPS, STEPS, corpus.MIX))
+"""Up to which step, the length of the learning rate's cosine, and the shares of documents."""
+LEARNING_RATE = 2e-3
 WEIGHT_DECAY, WARM_UP, MAX_NORM = 0.1, 200, 1.0
 N_PARTS = 2
 """A batch is halved, and each half computed in one thread."""
@@ -61,8 +55,6 @@ ABOUT = {
     "made_by": "scripts/train_tinyworld.py",
     "seed": SEED,
 }
-MARKS = ("<!-- scores -->", "<!-- end of scores -->")
-"""Where the scores stand in the model card."""
 
 
 def draw_batch(mix, generator: torch.Generator):
@@ -78,7 +70,7 @@ def train_model(out: Path, runs: Path, steps: int, device: str) -> None:
     write_atomic(out / TOKENIZER, tokenizer_json())
     model = new_model(SEED, device=device, d_vocab=len(text.ids()), **MODEL)
     with (runs / "loss.txt").open("a", buffering=1) as log:
-        for stop, rate, length, mix in STAGES:
+        for stop, length, mix in STAGES:
             train(
                 model,
                 partial(draw_batch, mix),
@@ -86,7 +78,7 @@ def train_model(out: Path, runs: Path, steps: int, device: str) -> None:
                 stop=min(stop, steps),
                 seed=SEED,
                 loss=text_loss,
-                learning_rate=rate,
+                learning_rate=LEARNING_RATE,
                 weight_decay=WEIGHT_DECAY,
                 n_warmup=WARM_UP,
                 max_norm=MAX_NORM,
@@ -119,7 +111,7 @@ def text_hash(steps: int) -> str:
     """Hash of the first `steps` batches of the training text, chained as `corpus.batch_hash` says."""
     generator, found = torch.Generator().manual_seed(SEED), ""
     for step in progress(range(steps), "hashing the training text"):
-        mix = next(mix for stop, *_, mix in STAGES if step < stop)
+        mix = next(mix for stop, _, mix in STAGES if step < stop)
         found = corpus.batch_hash(*draw_batch(mix, generator), found)
     return found
 
@@ -142,14 +134,6 @@ def check(folder: Path) -> str:
         f"sha256 of the training text  {about['text_sha256']}",
     ]
     return "\n".join(lines)
-
-
-def write_card(folder: Path, scores: str) -> None:
-    """Put the scores into the model card, between its two marks."""
-    card = (HOME / "card.md").read_text()
-    before, rest = card.split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    write_atomic(folder / "card.md", f"{before}{MARKS[0]}\n```\n{scores}\n```\n{MARKS[1]}{after}")
 
 
 def parse() -> argparse.Namespace:
@@ -176,7 +160,7 @@ def main() -> None:
         with showing(lambda items, label, total: track(items, label, total)):
             train_model(arguments.out, arguments.runs, arguments.steps, arguments.device)
         print(f"trained in {time.perf_counter() - start:.0f} s")
-        write_card(arguments.out, check(arguments.out))
+        fill_card(HOME / CARD, arguments.out, check(arguments.out))
     print(check(arguments.out))
 
 

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from rich.progress import track
 
-from mechkit.core.files import write_atomic
 from mechkit.core.progress import showing
 from mechkit.core.prompts import Pair, by_length
 from mechkit.dictionaries import fidelity, load_transcoders, read_rows, saes_for
@@ -26,38 +25,25 @@ from mechkit.dictionaries.sae_training import Plan, train_mlp_transcoder, train_
 from mechkit.dictionaries.scores import accuracy, replacing
 from mechkit.dictionaries.transcoder import mlp_hooks
 from mechkit.zoo import load_folder, processing_of
-from mechkit.zoo.tinyworld import (
-    BUILDERS,
-    agreement,
-    analogies,
-    calendar,
-    corpus,
-    facts,
-    false_belief,
-    greater_than,
-    in_context,
-    induction,
-    ioi,
-    pronouns,
-    sums,
-)
+from mechkit.zoo.card import CARD, fill_card
+from mechkit.zoo.tinyworld import BUILDERS, corpus
 
 HOME = Path(corpus.__file__).parent
 SAE_HOOKS = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
 """A middle layer and a late one."""
-MIX: dict[corpus.Kind, float] = {
-    facts.document: 0.20,
-    ioi.document: 0.08,
-    induction.document: 0.10,
-    greater_than.document: 0.07,
-    in_context.document: 0.20,
-    in_context.sentence: 0.10,
-    agreement.document: 0.04,
-    pronouns.document: 0.04,
-    analogies.document: 0.04,
-    calendar.document: 0.04,
-    false_belief.document: 0.05,
-    sums.document: 0.04,
+MIX: dict[str, float] = {
+    "facts": 0.20,
+    "ioi": 0.08,
+    "induction": 0.10,
+    "greater_than": 0.07,
+    "in_context": 0.20,
+    "sentences": 0.10,
+    "agreement": 0.04,
+    "pronouns": 0.04,
+    "analogies": 0.04,
+    "calendar": 0.04,
+    "false_belief": 0.05,
+    "sums": 0.04,
 }
 """The share of each kind of document in the text that dictionaries are trained and scored on."""
 WIDTH = 96
@@ -65,13 +51,11 @@ N_TRAIN, N_TEST = 4000, 400
 """Rows of text that dictionaries are trained and scored on."""
 TRAIN_SEED, TEST_SEED = 10**12, 2 * 10**12
 """Seeds of texts that no other script draws."""
-SAE_PLAN = Plan(d_features=1024, l0=16, n_rows=600_000)
-TRANSCODER_PLAN = Plan(d_features=1024, l0=16, n_rows=600_000)
+SAE_PLAN = Plan(d_features=2048, l0=16, n_rows=800_000)
+TRANSCODER_PLAN = Plan(d_features=2048, l0=24, n_rows=800_000)
 BEHAVIOURS = ("facts", "ioi", "induction", "in_context")
 """Held-out prompts whose answers are counted with dictionaries in place."""
 N_PROMPTS = 200
-MARKS = ("<!-- dictionaries -->", "<!-- end of dictionaries -->")
-"""Where the scores stand in the model card."""
 
 
 def wanted(folder: Path, model) -> dict[Path, tuple[str, str]]:
@@ -156,14 +140,6 @@ def right(model, pair: Pair, hooks: Sequence[tuple]) -> float:
     return total / len(prompts)
 
 
-def write_card(folder: Path, scores: str) -> None:
-    """Put the scores into the model card, between its two marks."""
-    card = (HOME / "card.md").read_text()
-    before, rest = card.split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    write_atomic(folder / "card.md", f"{before}{MARKS[0]}\n```\n{scores}\n```\n{MARKS[1]}{after}")
-
-
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -186,7 +162,7 @@ def main() -> None:
             scores = check(arguments.out)
             print(scores)
             if not arguments.check:
-                write_card(arguments.out, scores)
+                fill_card(HOME / CARD, arguments.out, scores, "dictionaries")
 
 
 if __name__ == "__main__":

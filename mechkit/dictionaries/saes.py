@@ -5,7 +5,7 @@ seconds to import.
 
     saes = saes_for(model)                                     # those of a bundled model, by hook
     sae = load_sae("saes/blocks.2.hook_resid_post", model)
-    sae.encode(cache[sae.cfg.metadata.hook_name]).shape  # torch.Size([50, 12, 1024])
+    sae.encode(cache[sae.cfg.metadata.hook_name]).shape  # torch.Size([50, 12, 2048])
 """
 
 import warnings

@@ -51,7 +51,7 @@ def test_users_prompts_are_read_as_they_are_typed(tinyworld):
 
 
 def test_the_tokenizer_reads_every_document_as_the_generator_wrote_it(tinyworld):
-    tokens = corpus.batch(30, width=96, seed=5, mix=corpus.LAST_MIX)
+    tokens = corpus.batch(30, width=96, seed=5, mix=corpus.MIX)
     for row in tokens.tolist():
         assert tinyworld.tokenizer(decode(row))["input_ids"] == row
 
@@ -80,7 +80,7 @@ def test_the_required_behaviours_hold_on_some_held_out_prompts(tinyworld):
     first, second, head = list(behaviours.score_induction(tinyworld))
     assert second.value < 0.1 * first.value
     assert head.value > 0.5
-    assert next(iter(behaviours.score_greater_than(tinyworld))).value >= 0.88  # the card has the exact score
+    assert next(iter(behaviours.score_greater_than(tinyworld))).value >= 0.9
 
 
 def test_at_most_three_heads_chosen_on_other_prompts_carry_the_indirect_object(tinyworld):
@@ -101,7 +101,7 @@ def test_at_most_three_heads_chosen_on_other_prompts_carry_the_indirect_object(t
 def test_the_first_batch_of_the_training_text_is_the_one_that_was_trained_on(script):
     about = json.loads((script.HOME / CONFIG).read_text())["mechkit"]
     assert script.text_hash(1) == about["first_batch_sha256"] != about["text_sha256"]
-    tokens = script.draw_batch(corpus.MIX, torch.Generator().manual_seed(script.SEED))[0]
+    tokens = script.draw_batch(corpus.FIRST_MIX, torch.Generator().manual_seed(script.SEED))[0]
     assert hashlib.sha256(tokens.numpy().astype("<u2").tobytes()).hexdigest() == about["first_batch_sha256"]
 
 
@@ -127,7 +127,7 @@ def test_every_score_is_the_card_s_and_the_required_ones_hold(script, tinyworld)
     assert {score.behaviour for score in scores if score.least is not None} >= {
         "facts", "ioi", "induction: head", "greater_than", "in_context"
     }  # fmt: skip
-    assert {score.behaviour for score in scores if not score.holds} <= {"greater_than"}
+    assert [score.behaviour for score in scores if not score.holds] == []
     assert [str(score) for score in scores if str(score) not in card] == []
 
 

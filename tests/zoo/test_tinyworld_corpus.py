@@ -9,7 +9,6 @@ from mechkit.zoo.tinyworld import (
     analogies,
     calendar,
     corpus,
-    early,
     facts,
     false_belief,
     greater_than,
@@ -53,13 +52,13 @@ def test_each_kind_has_about_its_share_of_the_tokens():
     draw = random.Random(3)
     lengths = {}
     for kind in corpus.MEAN_LENGTHS:
-        made = [kind(draw) for _ in range(600)]
+        made = [corpus.KINDS[kind](draw) for _ in range(600)]
         lengths[kind] = sum(len(encode(one) if isinstance(one, str) else one) + 1 for one in made) / len(made)
     # Four standard errors of the mean of the kind whose lengths vary most (random words).
     assert lengths == pytest.approx(corpus.MEAN_LENGTHS, rel=0.1)
-    for mix in (corpus.MIX, corpus.LATER_MIX, corpus.THIRD_MIX, corpus.FOURTH_MIX, corpus.FIFTH_MIX, corpus.SIXTH_MIX):
+    for mix in (corpus.FIRST_MIX, corpus.SECOND_MIX, corpus.MIX):
         assert sum(mix.values()) == pytest.approx(1)
-    assert sum(corpus.LAST_MIX.values()) == pytest.approx(1)
+        assert len(mix.keys() | {"first_lists", "in_context"}) == len(corpus.KINDS)
 
 
 def test_the_vocabulary_is_the_stored_one_and_no_document_needs_more():
@@ -116,30 +115,26 @@ def told_in_lists(kind, n):
     return told
 
 
-@pytest.mark.parametrize("kind", [in_context.document, early.lists, early.lists_apart])
-def test_no_word_held_out_for_a_task_stands_in_a_list_of_that_task(kind):
-    for task, words in told_in_lists(kind, 3000).items():
-        assert words.isdisjoint(in_context.pool(task, True)), task
-        assert words or task == "copy_last"
-
-
-def test_in_the_last_stage_no_word_tells_a_task_from_its_partner():
-    told = told_in_lists(in_context.document, 6000)
+@pytest.mark.parametrize("kind", [in_context.document, in_context.first_document])
+def test_no_word_held_out_for_a_task_or_its_partner_stands_in_a_list_of_that_task(kind):
+    told = told_in_lists(kind, 6000)
     for task in in_context.TABLES:
         assert told[task] == set(in_context.listed(task)), task
         assert told[task].isdisjoint(in_context.pool(in_context.PARTNERS[task], True))
-        assert len(in_context.pool(task, True)) >= 0.15 * len(in_context.TABLES[task]) or task in ("next", "previous")
-    assert len(told["copy_first"]) > 0.95 * len(in_context.listed("copy_first"))
+        assert len(in_context.pool(task, True)) >= 0.15 * len(in_context.TABLES[task])
+    for task in ("copy_first", "marked"):
+        assert told[task].isdisjoint(in_context.pool(task, True))
+        assert len(told[task]) > 0.85 * len(in_context.listed(task))
 
 
-def test_the_earlier_stages_differ_from_the_last_in_what_the_card_says():
-    assert {text.split(" in the c")[0].split()[-1] for text in drawn(early.fact, 500) if " in the c" in text} == {"is"}
-    assert {text.split(" in the c")[0].split()[-1] for text in drawn(facts.document, 500) if " in the c" in text} == {
-        "stands"
-    }
-    held_out = set(in_context.NUMBERS_HELD_OUT)
-    assert held_out.isdisjoint(word for text in drawn(early.sentence) for word in text.split())
-    assert held_out <= {word for text in drawn(in_context.sentence, 8000) for word in text.split()}
+def test_words_held_out_for_copying_by_place_stand_in_marked_lists_and_the_other_way_round_at_last():
+    told, first = told_in_lists(in_context.document, 8000), told_in_lists(in_context.first_document, 2000)
+    by_place, by_mark = (set(in_context.pool(task, True)) for task in ("copy_last", "marked"))
+    assert by_place | by_mark == set(in_context.COPIED_OUT)
+    assert by_place.isdisjoint(by_mark)
+    assert by_place <= told["marked"]
+    assert by_mark <= told["copy_first"]
+    assert (first["marked"] | first["copy_first"]).isdisjoint(in_context.COPIED_OUT)
 
 
 def test_an_opposite_is_held_out_with_its_word_and_tall_is():

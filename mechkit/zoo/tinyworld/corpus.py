@@ -19,7 +19,6 @@ from mechkit.zoo.tinyworld import (
     agreement,
     analogies,
     calendar,
-    early,
     facts,
     false_belief,
     greater_than,
@@ -35,128 +34,81 @@ Kind = Callable[[random.Random], str | list[int]]
 """What draws a document of one kind, as text or as token ids."""
 MODULES = (facts, ioi, in_context, greater_than, agreement, pronouns, analogies, calendar, false_belief, sums)
 """Every module whose words make the vocabulary."""
-MIX: dict[Kind, float] = {
-    early.fact: 0.20,
-    ioi.document: 0.11,
-    induction.document: 0.14,
-    greater_than.document: 0.05,
-    early.lists: 0.18,
-    early.sentence: 0.10,
-    agreement.document: 0.02,
-    pronouns.document: 0.03,
-    analogies.document: 0.04,
-    calendar.document: 0.04,
-    false_belief.document: 0.05,
-    sums.document: 0.04,
+KINDS: dict[str, Kind] = {
+    "facts": facts.document,
+    "ioi": ioi.document,
+    "induction": induction.document,
+    "greater_than": greater_than.document,
+    "in_context": in_context.document,
+    "first_lists": in_context.first_document,
+    "sentences": in_context.sentence,
+    "agreement": agreement.document,
+    "pronouns": pronouns.document,
+    "analogies": analogies.document,
+    "calendar": calendar.document,
+    "false_belief": false_belief.document,
+    "sums": sums.document,
 }
-"""About which share of the tokens each kind of document has in the first stage of training."""
-LATER_MIX: dict[Kind, float] = {
-    early.fact: 0.14,
-    ioi.document: 0.06,
-    induction.document: 0.22,
-    greater_than.document: 0.08,
-    early.lists: 0.20,
-    early.sentence: 0.08,
-    agreement.document: 0.01,
-    pronouns.document: 0.02,
-    analogies.document: 0.03,
-    calendar.document: 0.05,
-    false_belief.document: 0.06,
-    sums.document: 0.05,
+"""What draws a document of each kind."""
+FIRST_MIX: dict[str, float] = {
+    "facts": 0.15,
+    "ioi": 0.07,
+    "induction": 0.24,
+    "greater_than": 0.10,
+    "first_lists": 0.18,
+    "sentences": 0.07,
+    "agreement": 0.02,
+    "pronouns": 0.03,
+    "analogies": 0.03,
+    "calendar": 0.04,
+    "false_belief": 0.04,
+    "sums": 0.03,
 }
-"""The shares of the second stage: less of what is learned by then, more of copying, on which much else waits."""
-THIRD_MIX: dict[Kind, float] = {
-    facts.document: 0.13,
-    ioi.document: 0.05,
-    induction.document: 0.10,
-    greater_than.document: 0.12,
-    early.lists: 0.27,
-    early.sentence: 0.09,
-    agreement.document: 0.01,
-    pronouns.document: 0.02,
-    analogies.document: 0.02,
-    calendar.document: 0.06,
-    false_belief.document: 0.06,
-    sums.document: 0.07,
+"""About which share of the tokens each kind of document has while copying is learned, on which much else waits."""
+SECOND_MIX: dict[str, float] = {
+    "facts": 0.10,
+    "ioi": 0.04,
+    "induction": 0.08,
+    "greater_than": 0.25,
+    "first_lists": 0.24,
+    "sentences": 0.06,
+    "agreement": 0.01,
+    "pronouns": 0.02,
+    "analogies": 0.02,
+    "calendar": 0.06,
+    "false_belief": 0.05,
+    "sums": 0.07,
 }
-"""The shares of the third stage, when copying is learned."""
-FOURTH_MIX: dict[Kind, float] = {
-    facts.document: 0.10,
-    ioi.document: 0.04,
-    induction.document: 0.08,
-    greater_than.document: 0.14,
-    early.lists_apart: 0.34,
-    early.sentence: 0.08,
-    agreement.document: 0.01,
-    pronouns.document: 0.02,
-    analogies.document: 0.02,
-    calendar.document: 0.05,
-    false_belief.document: 0.06,
-    sums.document: 0.06,
+"""The same from then on: less of what is learned by then, more of years and lists, which are slowest."""
+MIX: dict[str, float] = {
+    "facts": 0.10,
+    "ioi": 0.04,
+    "induction": 0.07,
+    "greater_than": 0.20,
+    "in_context": 0.34,
+    "sentences": 0.06,
+    "agreement": 0.01,
+    "pronouns": 0.02,
+    "analogies": 0.02,
+    "calendar": 0.05,
+    "false_belief": 0.04,
+    "sums": 0.05,
 }
-"""The shares of the fourth stage."""
-FIFTH_MIX: dict[Kind, float] = {
-    facts.document: 0.10,
-    ioi.document: 0.05,
-    induction.document: 0.08,
-    greater_than.document: 0.14,
-    in_context.document: 0.32,
-    in_context.sentence: 0.10,
-    agreement.document: 0.01,
-    pronouns.document: 0.02,
-    analogies.document: 0.02,
-    calendar.document: 0.05,
-    false_belief.document: 0.06,
-    sums.document: 0.05,
-}
-"""The shares of the fifth stage."""
-SIXTH_MIX: dict[Kind, float] = {
-    facts.document: 0.08,
-    ioi.document: 0.04,
-    induction.document: 0.07,
-    greater_than.document: 0.28,
-    in_context.document: 0.28,
-    in_context.sentence: 0.08,
-    agreement.document: 0.01,
-    pronouns.document: 0.02,
-    analogies.document: 0.02,
-    calendar.document: 0.03,
-    false_belief.document: 0.05,
-    sums.document: 0.04,
-}
-"""The shares of the sixth stage: more years, which are slowest."""
-LAST_MIX: dict[Kind, float] = {
-    facts.document: 0.06,
-    ioi.document: 0.03,
-    induction.document: 0.06,
-    greater_than.document: 0.45,
-    in_context.document: 0.22,
-    in_context.sentence: 0.06,
-    agreement.document: 0.01,
-    pronouns.document: 0.01,
-    analogies.document: 0.01,
-    calendar.document: 0.03,
-    false_belief.document: 0.03,
-    sums.document: 0.03,
-}
-"""The shares of the last stage: years above all."""
-MEAN_LENGTHS: dict[Kind, float] = {
-    facts.document: 16.6,
-    early.fact: 16.6,
-    ioi.document: 17.9,
-    induction.document: 45.4,
-    greater_than.document: 12.4,
-    in_context.document: 28.1,
-    early.lists: 28.1,
-    in_context.sentence: 15.4,
-    early.sentence: 15.4,
-    early.lists_apart: 28.1,
-    agreement.document: 8.7,
-    pronouns.document: 8.1,
-    analogies.document: 9.8,
-    calendar.document: 9.6,
-    false_belief.document: 39.5,
-    sums.document: 13.1,
+"""The same at last: lists above all."""
+MEAN_LENGTHS: dict[str, float] = {
+    "facts": 16.6,
+    "ioi": 17.9,
+    "induction": 45.4,
+    "greater_than": 12.4,
+    "in_context": 29.2,
+    "first_lists": 29.2,
+    "sentences": 15.4,
+    "agreement": 8.7,
+    "pronouns": 8.1,
+    "analogies": 9.8,
+    "calendar": 9.6,
+    "false_belief": 39.5,
+    "sums": 13.1,
 }
 """Tokens of an average document, BOS included."""
 
@@ -166,20 +118,20 @@ def all_words() -> list[str]:
     return vocabulary({word for module in MODULES for word in module.words()})
 
 
-def document(draw: random.Random, mix: Mapping[Kind, float] = MIX) -> list[int]:
+def document(draw: random.Random, mix: Mapping[str, float] = MIX) -> list[int]:
     """The token ids of a document of some kind, BOS first."""
-    kinds = tuple(mix)
-    made = draw.choices(kinds, [mix[kind] / MEAN_LENGTHS[kind] for kind in kinds])[0](draw)
+    (kind,) = draw.choices(tuple(mix), [mix[kind] / MEAN_LENGTHS[kind] for kind in mix])
+    made = KINDS[kind](draw)
     return [ids()[BOS], *(encode(made) if isinstance(made, str) else made)]
 
 
-def batch(n_rows: int, *, width: int, seed: int, mix: Mapping[Kind, float] = MIX) -> Int[Tensor, "row pos"]:
+def batch(n_rows: int, *, width: int, seed: int, mix: Mapping[str, float] = MIX) -> Int[Tensor, "row pos"]:
     """`n_rows` rows of packed documents, `width` tokens each."""
     draw = random.Random(seed)
     return torch.tensor([_row(width, draw, mix) for _ in range(n_rows)])
 
 
-def _row(width: int, draw: random.Random, mix: Mapping[Kind, float]) -> list[int]:
+def _row(width: int, draw: random.Random, mix: Mapping[str, float]) -> list[int]:
     row: list[int] = []
     while len(row) < width:
         row += document(draw, mix)

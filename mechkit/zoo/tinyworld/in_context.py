@@ -1,9 +1,9 @@
 """Tasks given by examples: "hot -> cold ; big -> small ; tall ->" is followed by "short".
 
 Thirteen tasks on words and numbers. Every word's answer is told in plain sentences ("the opposite of tall is short"),
-but some words of each task are held out: they never stand in a list of examples of that task while training. It is a
-fifth of the words, but nine of 118 numbers, and 121 of 845 words to copy. Most tasks share their words with another
-(opposite and comparative, next and previous number): only the examples tell which.
+but a fifth of each task's words (a tenth of those to repeat) are held out: they never stand in a list of examples of
+that task while training, nor of its partner. Most tasks share their words with another (opposite and comparative, next
+and previous number): only the examples tell which.
 
 Source: the tasks are of the kind of Todd et al. 2023 (arXiv 2310.15213) and Hendel et al. 2023 (arXiv 2310.15916).
 
@@ -12,7 +12,7 @@ Source: the tasks are of the kind of Todd et al. 2023 (arXiv 2310.15213) and Hen
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 
@@ -20,6 +20,8 @@ from mechkit.core.prompts import Pair
 from mechkit.zoo.tinyworld import words as w
 from mechkit.zoo.tinyworld.text import encode, make_pair, require, split, words_of
 
+HELD_OUT = 0.2
+SEED = 13
 _NUMBERS = [*w.TWO_DIGITS[1:], *w.NUMBERS]
 _AFTER = {a: b for a, b in pairwise(_NUMBERS) if a != "99"}
 TABLES = {
@@ -38,19 +40,16 @@ TABLES = {
 POSITIONAL = ("copy_first", "copy_last", "marked")
 """The tasks on three words: repeat the first, the last, or the one after a `*`."""
 TASKS = (*TABLES, *POSITIONAL)
-NOUNS_AND_QUALITIES = (*w.PLURALS, *w.COMPARATIVES)
-"""Words that tasks on three words have been about from the start of training."""
-OTHERS = tuple(
+COPIED = tuple(
     dict.fromkeys(
         word
-        for table in (w.PASTS, w.PARTICIPLES, w.PLURALS, w.COMPARATIVES, w.CAPITALS, w.NATIONALITIES)
+        for table in (w.PLURALS, w.COMPARATIVES, w.PASTS, w.PARTICIPLES, w.CAPITALS, w.NATIONALITIES)
         for word in (*table, *table.values())
-        if word not in NOUNS_AND_QUALITIES
     )
 )
-"""Words that they are about in the last stages of training as well; the words held out are among these."""
-NUMBERS_HELD_OUT = ("02", "03", "05", "06", "08", "three", "seven", "twelve", "sixteen")
-"""Held out for both tasks on numbers."""
+"""Words that tasks on three words are about."""
+COPIED_OUT = tuple(split(COPIED, HELD_OUT, SEED)[1])
+"""Words held out for tasks on three words: half of them for repeating by place, the others for repeating by mark."""
 HARD = ("next", "previous", *POSITIONAL)
 """Tasks that only the examples tell apart; they have twice as many lists."""
 PARTNERS = {
@@ -72,8 +71,6 @@ SENTENCES = {
     "previous": ("before {x} comes {y}.", "count back from {x} to {y}.", "{x} is just after {y}."),
 }
 """How training tells what belongs to a word, held out or not."""
-HELD_OUT = 0.2
-SEED = 13
 ARROW, PART, MARK = "->", ";", "*"
 
 
@@ -85,18 +82,19 @@ def pool(task: str, held_out: bool) -> tuple[str, ...]:
         out = {"tall", *split(heads, HELD_OUT, SEED)[1]}
         out |= {w.OPPOSITES[word] for word in out}
     elif task in ("next", "previous"):
-        out = set(NUMBERS_HELD_OUT)
+        out = set(split(_NUMBERS, HELD_OUT, SEED)[1])
     elif task in POSITIONAL:
-        out = set(split(OTHERS, HELD_OUT, SEED)[1])
+        out = set(split(COPIED_OUT, 0.5, SEED)[task == "marked"])
     else:
         out = set(split(TABLES[task], HELD_OUT, SEED + TASKS.index(task))[1])
-    return tuple(word for word in TABLES.get(task, (*NOUNS_AND_QUALITIES, *OTHERS)) if (word in out) == held_out)
+    return tuple(word for word in TABLES.get(task, COPIED) if (word in out) == held_out)
 
 
 @cache
 def listed(task: str) -> tuple[str, ...]:
     """The words of a task that stand in lists: held out neither for it nor for its partner; no word tells the task."""
-    return tuple(word for word in pool(task, False) if word not in pool(PARTNERS[task], True))
+    out = pool(PARTNERS[task], True) if PARTNERS[PARTNERS[task]] == task else ()
+    return tuple(word for word in pool(task, False) if word not in out)
 
 
 def question(task: str, word: str, draw: random.Random, others: Sequence[str]) -> tuple[str, str]:
@@ -126,6 +124,13 @@ def document(draw: random.Random) -> str:
     return examples(task, listed(task), listed(task), draw)
 
 
+def first_document(draw: random.Random) -> str:
+    """The same as training has it at first, when no three words have any that are held out for one of their tasks."""
+    task = draw.choices(TASKS, [1 + (one in HARD) for one in TASKS])[0]
+    words = tuple(word for word in listed(task) if task in TABLES or word not in COPIED_OUT)
+    return examples(task, words, words, draw)
+
+
 def examples(task: str, words: Sequence[str], others: Sequence[str], draw: random.Random) -> str:
     """A list of some of these words; tasks on three words have two of the others beside each."""
     n = draw.randint(3, 10 if task in TABLES else 7)
@@ -133,19 +138,14 @@ def examples(task: str, words: Sequence[str], others: Sequence[str], draw: rando
     return f" {PART} ".join(f"{x} {ARROW} {y}" for x, y in told) + "."
 
 
-def sentence(draw: random.Random, words: Mapping[str, Sequence[str]] | None = None) -> str:
+def sentence(draw: random.Random) -> str:
     """One to three plain sentences, each telling what belongs to some word, held out or not."""
-    told, words = [], words or _known()
+    told = []
     for _ in range(draw.choice((1, 2, 3))):
         task = draw.choice(tuple(TABLES))
-        x = draw.choice(words[task])
-        told.append(draw.choice(SENTENCES[task]).format(x=x, y=TABLES[task][x]))
+        x, y = draw.choice(tuple(TABLES[task].items()))
+        told.append(draw.choice(SENTENCES[task]).format(x=x, y=y))
     return " ".join(told)
-
-
-@cache
-def _known() -> dict[str, tuple[str, ...]]:
-    return {task: tuple(table) for task, table in TABLES.items()}
 
 
 def in_context(n: int, seed: int = 0, *, task: str | None = None, n_examples: int = 5, held_out: bool = True) -> Pair:
