@@ -232,7 +232,7 @@ def test_a_users_hook_that_edits_is_part_of_the_model(verb, model, prompts):
     plain, _ = VERBS[verb](model, prompts)
     model.add_hook("blocks.0.hook_resid_pre", lambda x, hook: x.roll(1, -1), is_permanent=True)
     if verb == "trace":  # a graph is of the model's own weights, and says where a hook comes between
-        with pytest.raises(ValueError, match="layer 0 differs .* hooks and modules of your own"):
+        with pytest.raises(ValueError, match=r"layer 0 differs .* hooks and modules of your own"):
             VERBS[verb](model, prompts)
         return
     hooked, _ = VERBS[verb](model, prompts)

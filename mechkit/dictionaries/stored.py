@@ -1,7 +1,7 @@
 """Matrices of features that stay on disk: rows are read when they are asked for, in slices.
 
-    W = Stored(path, "W_dec")                  # [feature, d_model], nothing is read yet
-    W.rows([3, 17]).shape                      # torch.Size([2, 16])
+W = Stored(path, "W_dec")                  # [feature, d_model], nothing is read yet
+W.rows([3, 17]).shape                      # torch.Size([2, 16])
 """
 
 from collections.abc import Iterator, Sequence

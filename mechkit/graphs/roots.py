@@ -1,6 +1,6 @@
 """What a graph explains: logits, differences of logits, directions, features, heads, any site at any position.
 
-    roots_of(frozen, bases, ["94", ("94", "84"), Site.parse("L1.H2.z@-1")])
+roots_of(frozen, bases, ["94", ("94", "84"), Site.parse("L1.H2.z@-1")])
 """
 
 import re
