@@ -6,7 +6,6 @@ index.feature(12), index.examples(12), index.similar(12)
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from mechkit.features.feature import Feature
 from mechkit.features.files import SAES, Arrays, Text, damaged, read_manifest
 from mechkit.features.ranked import Ranked
 from mechkit.features.words import is_spaceless, parted
@@ -27,30 +27,6 @@ if TYPE_CHECKING:
 
 BANDS = 4
 """Quantile bands of a feature's firings that examples come from."""
-
-
-@dataclass(frozen=True)
-class Feature:
-    """One feature in numbers."""
-
-    id: int
-    """Its number in the SAE."""
-    n_firings: int
-    """Tokens on which it fires."""
-    density: float
-    """Share of the tokens that count on which it fires."""
-    mean: float
-    """Mean strength where it fires, in units of the SAE's activations; NaN where it never does."""
-    max: float
-    """Greatest strength, NaN where it never fires."""
-    histogram: pd.DataFrame
-    """`from` (least strength of a bin) and `n` (firings), between the first and the last bin that is not empty."""
-    promoted: pd.DataFrame
-    """`token`, `text`, `logit`: what it adds to most, for an activation of 1 and a last norm of scale 1."""
-    suppressed: pd.DataFrame
-    """The same for what it takes away from most."""
-    labels: pd.DataFrame
-    """`text`, `source`, `automatic`."""
 
 
 class FeatureIndex:

@@ -32,10 +32,15 @@ class Ranked:
         """The rows as a pandas table of the caller's own."""
         return self.rows.copy()
 
+    def _shown(self) -> pd.DataFrame:
+        """The first rows, without columns of lists."""
+        rows = self.rows.head(_SHOWN)
+        return rows[[name for name in rows if not any(isinstance(value, list) for value in rows[name])]]
+
     def __repr__(self) -> str:
-        shown = self.rows.head(_SHOWN).to_string(index=False, float_format=lambda x: f"{x:.4g}")
+        shown = self._shown().to_string(index=False, float_format=lambda x: f"{x:.4g}")
         more = len(self.rows) - _SHOWN
         return shown + (f"\n({more} more rows)" if more > 0 else "") + f"\nunit: {self.unit}"
 
     def _repr_html_(self) -> str:
-        return self.rows.head(_SHOWN).to_html(index=False, float_format=lambda x: f"{x:.4g}")
+        return self._shown().to_html(index=False, float_format=lambda x: f"{x:.4g}")

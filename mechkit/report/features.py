@@ -9,7 +9,8 @@ from rich.console import Console
 
 from mechkit.core.result import Result
 from mechkit.features.detection import Detection
-from mechkit.features.index import Feature, FeatureIndex
+from mechkit.features.feature import Feature
+from mechkit.features.index import FeatureIndex
 from mechkit.features.quality import Quality
 from mechkit.features.questions import Lookup
 from mechkit.features.ranked import Ranked

@@ -299,3 +299,12 @@ def test_a_damaged_index_is_said(model, sae, tmp_path, name):
             FeatureIndex.open(index.folder).verify()
     with pytest.raises(FileNotFoundError, match="make one with scan"):
         FeatureIndex.open(tmp_path)
+
+
+def test_a_feature_and_its_examples_print_as_lines_that_can_be_read(index):
+    fired = int(index.n_firings.argmax())
+    lines = str(index.feature(fired)).splitlines()
+    assert lines[0].startswith(f"feature {fired}: fires on {index.density[fired]:.3%} of the tokens")
+    assert lines[1].startswith("promotes '")
+    shown = repr(index.examples(fired))
+    assert shown.split("\n", 1)[0].split() == ["band", "activation", "text", "peak", "position", "source"]
