@@ -29,7 +29,7 @@ Chain = tuple[str, ...]
 """Supernodes from the top down."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pathway:
     """One chain of supernodes."""
 
@@ -42,7 +42,7 @@ class Pathway:
     supernodes: tuple[str, ...]
     """The chain's supernodes, lowest first."""
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"{self.share:6.1%}  {self.text}"
 
 
