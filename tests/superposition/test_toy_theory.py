@@ -155,10 +155,8 @@ def test_exact_training_ends_where_sampled_training_does():
         outcomes.append((best > 0.5, loss.amin(1)))
     same = (outcomes[0][0] == outcomes[1][0]).all(1)
     assert same.double().mean() >= 0.95
-    apart = (
-        outcomes[0][1] / outcomes[1][1] - 1
-    )  # 700 exact steps leave a few cells up to 6.4 % above 10,000 sampled ones
-    assert apart.abs().max() < 0.1
+    apart = outcomes[0][1] / outcomes[1][1] - 1
+    assert apart.abs().max() < 0.1  # 700 exact steps leave a few cells up to 6.4 % above 10,000 sampled ones
 
 
 def test_attacks_cost_a_dedicated_feature_its_square_and_an_antipodal_pair_twice_that():
