@@ -126,7 +126,7 @@ class Theirs:
     def __init__(self, python: Path, folder: Path) -> None:
         script = Path(__file__).with_name("circuit_tracer_peer.py")
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         self.folder = folder
         self.process = subprocess.Popen([python, script, folder], text=True, env=environment, **pipes)
         self.version = self._answer()["version"]
