@@ -1,8 +1,9 @@
 """Pathways: what carries the answer, from the prompt's tokens to the logit, in words.
 
-Nodes that share layer, position and class are one supernode. A pathway is a chain of supernodes; its share is the
-influence on the answer's logit that flows along it, over all its nodes, pruned or not. Shares are sizes, not signs: a
-path that argues against the answer counts as well. All pathways together, with what is left over, sum to 1.
+A pathway is a chain of supernodes (`graph.supernodes`; features in none go with the others of their layer and place);
+its share is the influence on the answer's logit that flows along it, over all its nodes, pruned or not. Shares are
+sizes, not signs: a path that argues against the answer counts as well. All pathways together, with what is left over,
+sum to 1. Steps inside a supernode of two layers are part of it.
 """
 
 from collections import defaultdict
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from mechkit.graphs.loadings import carried
 from mechkit.graphs.nodes import Node
-from mechkit.graphs.supernodes import place_name, supernode_of
+from mechkit.graphs.promoted import promoted, written
+from mechkit.graphs.supernodes import class_name, layers_name, partition, place_name
 
 SMALLEST = 0.002
 """Share below which a chain is not followed further."""
@@ -56,13 +58,12 @@ class _Walk:
 
     def __init__(self, graph) -> None:
         self.graph, self.matrix = graph, graph.weighted
-        self.members: dict[str, list[int]] = defaultdict(list)
-        for i, node in enumerate(self.matrix.sources):
-            self.members["biases" if node.kind == "bias" else supernode_of(graph, node)].append(i)
+        self.members = partition(graph)
         self.names = list(self.members)
         self.group = torch.empty(len(self.matrix.sources), dtype=torch.long, device=self.matrix.rows.device)
         for number, members in enumerate(self.members.values()):
             self.group[members] = number
+        self.told: dict[str, list[str]] = {}
         self.carried: dict[int, Float[Tensor, "stream group"]] = {}
         self.roots: dict[Chain, dict[str, float]] = defaultdict(dict)
         self.steps: dict[Chain, Tensor] = {}
@@ -73,7 +74,9 @@ class _Walk:
 
     def follow(self, chain: Chain, mass: Float[Tensor, "target"]) -> None:
         """Send the influence `mass` of the chain's last supernode one step down, and follow it from there."""
-        reached = self.matrix.step(mass)
+        own = self.names.index(chain[-1]) if chain else -1
+        mass = self.with_steps_inside(own, mass)
+        reached = self.matrix.step(mass).masked_fill(self.group == own, 0)
         shares = torch.zeros(len(self.names), dtype=reached.dtype, device=reached.device)
         shares.index_add_(0, self.group, reached)
         followed = (shares >= SMALLEST).nonzero()[:, 0].tolist()
@@ -83,12 +86,24 @@ class _Walk:
             members = self.members[group]
             self.steps[(*chain, group)] = steps[:, number]
             if self.matrix.sources[members[0]].kind == "feature":
-                below = torch.zeros_like(mass)
-                rows = (self.group[self.matrix.own.clamp(min=0)] == number) & (self.matrix.own >= 0)
-                below[rows] = reached[self.matrix.own[rows]]
-                self.follow((*chain, group), below)
+                self.follow((*chain, group), self.onto(number, reached))
             else:
                 self.roots[chain][group] = share
+
+    def onto(self, number: int, reached: Float[Tensor, "source"]) -> Float[Tensor, "target"]:
+        """What reaches the features of one group."""
+        rows = (self.group[self.matrix.own.clamp(min=0)] == number) & (self.matrix.own >= 0)
+        below = torch.zeros_like(self.matrix.weights)
+        below[rows] = reached[self.matrix.own[rows]]
+        return below
+
+    def with_steps_inside(self, number: int, mass: Float[Tensor, "target"]) -> Float[Tensor, "target"]:
+        """What arrives at a group's features and goes from one of them to another."""
+        total, layers = mass, {self.matrix.sources[i].layer for i in self.members[self.names[number]]}
+        while number >= 0 and len(layers) > 1 and bool(mass.any()):
+            mass = self.onto(number, self.matrix.step(mass))
+            total = total + mass
+        return total
 
     def carried_by(self, mass: Float[Tensor, "target"]) -> Float[Tensor, "stream group"]:
         """What each head carries last of the influence `mass`, to each group of sources."""
@@ -114,7 +129,8 @@ class _Walk:
 
     def shown(self, roots: dict[str, float]) -> list[str]:
         """The tokens, positions and errors that bring enough of a pathway to be named."""
-        return [root for root in roots if roots[root] >= _SHOWN_ROOT * sum(roots.values())]
+        largest_first = sorted(roots, key=lambda root: -roots[root])
+        return [root for root in largest_first if roots[root] >= _SHOWN_ROOT * sum(roots.values())]
 
     def words(self, chain: Chain, roots: dict[str, float]) -> str:
         carried = torch.stack([self.steps[(*chain, root)] for root in roots]).sum(0)
@@ -132,14 +148,28 @@ class _Walk:
         return f" —({names})→ " if names else " → "
 
     def group_words(self, group: str) -> str:
-        """The supernode in words: how many features of what kind, in which layer, and where if not at the end."""
-        node = self.matrix.sources[self.members[group][0]]
-        meaning, n = self.graph.meanings.get(node.id), len(self.members[group])
-        kind = "" if meaning is None else f"{meaning.group} "
-        where = "" if node.pos == self.graph.logits[0].pos else f" at {place_name(self.graph, node.pos or 0)}"
-        kept = len(self.kept(group))
+        """The group in words: its name where it has a label; else how many features of what kind, in which layers, what
+        they promote, and where if not at the end."""
+        nodes = [self.matrix.sources[i] for i in self.members[group]]
+        node, n, kept, to_tokens = nodes[0], len(nodes), len(self.kept(group)), self.promoted(group)
         drawn = "" if kept == n else f" ({kept or 'none'} kept)"
-        return f"{n} {kind}feature{'s' * (n > 1)} of L{node.layer}{where}{drawn}"
+        counted, place = f"{n} feature{'s' * (n > 1)}", place_name(self.graph, node.pos or 0)
+        by_class = group.removeprefix("other ") == class_name(self.graph, node)
+        if not by_class and not all(token in group for token in to_tokens or ["like"]):
+            return f"{group} ({counted})"
+        where = "" if node.pos == self.graph.logits[0].pos else f" at {place}"
+        meaning = self.graph.meanings.get(node.id) if by_class else None
+        kind = "" if meaning is None else f"{meaning.group} "
+        said = f" promoting {', '.join(to_tokens)}" if to_tokens and meaning is None else ""
+        return f"{n} {kind}feature{'s' * (n > 1)} of {layers_name(nodes)}{where}{said}{drawn}"
+
+    def promoted(self, group: str) -> list[str]:
+        """The tokens that stand out of those that a group's features promote together."""
+        if group not in self.told:
+            nodes, engine = [self.matrix.sources[i] for i in self.members[group]], self.graph.attribution
+            rows = written(engine, nodes).sum(0, keepdim=True)
+            self.told[group] = promoted(engine, rows, [nodes[0].pos or 0])[0].named
+        return self.told[group]
 
 
 def answer_alone(graph) -> Float[Tensor, "target"]:
