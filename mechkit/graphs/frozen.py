@@ -5,7 +5,7 @@ With these held and each MLP's output a given vector, the residual stream is lin
 residual stream they rebuild is the one the model had.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -53,11 +53,19 @@ class FrozenModel:
         """
         if len(prompts) != 1:
             raise ValueError(f"a graph is of one prompt, {len(prompts)} were given; call trace once for each")
+        return next(cls.each(model, prompts, hooks_in))
+
+    @classmethod
+    @torch.no_grad()
+    def each(cls, model, prompts: Prompts, hooks_in: Sequence[str] = ()) -> "Iterator[FrozenModel]":
+        """`model` frozen on each of several prompts of one length, in turn, from one forward pass for all."""
         sites = dict.fromkeys([*_kept(model), *hooks_in])
         logits, slices = Loop(model, prompts, expand(model, sites, prompts)).forward([])
-        frozen = cls(model, prompts, Activations(slices), logits[0])
-        frozen.require_linear()
-        return frozen
+        for i in range(len(prompts)):
+            values = Activations({site: value[i : i + 1] for site, value in slices.items()})
+            frozen = cls(model, prompts[i], values, logits[i])
+            frozen.require_linear()
+            yield frozen
 
     @property
     def n_positions(self) -> int:

@@ -56,22 +56,55 @@ def trace(
     >>> graph.logits[0].name, round(graph.scores["completeness"], 2)
     ('94', 0.98)
     """
-    prompts = as_prompts(model, prompt)
-    bases = _bases(model, dictionaries)
-    sites = [mlp_input(basis) for basis in bases] + sites_read(model, targets or ())
-    frozen = FrozenModel.on(model, prompts, sites)
+    prompts, bases = as_prompts(model, prompt), fitting_bases(model, dictionaries)
+    graph = graph_on(
+        FrozenModel.on(model, prompts, sites_kept(model, bases, targets)),
+        bases,
+        targets=targets,
+        max_logits=max_logits,
+        logit_probability=logit_probability,
+        node_threshold=node_threshold,
+        edge_threshold=edge_threshold,
+        centre_logits=centre_logits,
+        coverage=coverage,
+        max_nodes=max_nodes,
+        memory=memory,
+    )
+    if check and graph.roots[0].kind == "logit":
+        from mechkit.graphs.check import check_graph
+
+        graph.check = check_graph(graph)
+    return graph
+
+
+def graph_on(
+    frozen: FrozenModel,
+    bases: Sequence,
+    *,
+    targets: Sequence[Target] | None = None,
+    max_logits: int = 10,
+    logit_probability: float = 0.95,
+    node_threshold: float = 0.8,
+    edge_threshold: float = 0.98,
+    centre_logits: bool = True,
+    coverage: float = 1.0,
+    max_nodes: int | None = None,
+    memory: int | None = None,
+) -> AttributionGraph:
+    """The graph of a model that is frozen on a prompt, unchecked; options as in `trace`."""
+    model, prompts = frozen.model, frozen.prompts
     roots, weights = _roots(frozen, bases, targets, max_logits, logit_probability, centre_logits)
     engine = Attribution(frozen, bases, roots, model.tokenizer is not None and _is_bos(model, prompts))
     grown = grow(engine, weights, coverage=coverage, max_nodes=max_nodes, memory=memory)
     kept = grown.matrix.prune(node_threshold, edge_threshold)
     thresholds = {"node_threshold": node_threshold, "edge_threshold": edge_threshold}
     meta = _meta(model, prompts, bases, centre_logits, thresholds)
-    graph = AttributionGraph(engine, grown.matrix, kept, meta, grown.rows, grown.targets)
-    if check and roots[0].node.kind == "logit":
-        from mechkit.graphs.check import check_graph
+    return AttributionGraph(engine, grown.matrix, kept, meta, grown.rows, grown.targets)
 
-        graph.check = check_graph(graph)
-    return graph
+
+def sites_kept(model, bases: Sequence, targets: Sequence[Target] | None) -> list[str]:
+    """Sites that a frozen model keeps beside its own for these dictionaries and targets."""
+    return [mlp_input(basis) for basis in bases] + sites_read(model, targets or ())
 
 
 def as_prompts(model, prompt) -> Prompts:
@@ -89,7 +122,8 @@ def as_prompts(model, prompt) -> Prompts:
     return made.to(model.W_E.device)
 
 
-def _bases(model, given: Sequence | None) -> Sequence:
+def fitting_bases(model, given: Sequence | None) -> Sequence:
+    """One basis per layer: those given, or the model's own. Raises ValueError where they do not fit it."""
     if model.cfg.attn_only:
         return []
     dictionaries = _own_dictionaries(model) if given is None else list(given)
