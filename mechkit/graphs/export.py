@@ -11,8 +11,9 @@ import numpy as np
 
 from mechkit.graphs.graph import AttributionGraph
 from mechkit.graphs.nodes import Node
+from mechkit.graphs.notes import label_of
 from mechkit.graphs.operands import OperandGrid
-from mechkit.graphs.supernodes import supernode_of, supernodes
+from mechkit.graphs.supernodes import supernodes
 
 FEATURE_TYPES = {
     "feature": "cross layer transcoder",
@@ -107,6 +108,7 @@ def page_payload(graph: AttributionGraph) -> dict:
     """The data of the graph's page, `viz.graph_page.render_graph_page`."""
     sources = [graph.weighted.sources[i] for i in graph.kept_sources]
     checks = _node_checks(graph)
+    groups = {node.id: name for name, nodes in graph.supernodes.items() for node in nodes}
     answer, tokens = graph.logits[0], list(graph.meta["tokens"])
     return {
         "title": graph.meta["prompt"],
@@ -116,7 +118,7 @@ def page_payload(graph: AttributionGraph) -> dict:
         "answer": {"token": answer.name, "probability": _probability(graph, answer)},
         "scores": [_score(name, value) for name, value in graph.scores.items() if _finite(value) is not None],
         "operands": _operands(graph),
-        "nodes": [_page_node(graph, node, checks) for node in [*sources, *graph.logits]],
+        "nodes": [_page_node(graph, node, checks, groups) for node in [*sources, *graph.logits]],
         "edges": [
             {"source": s, "target": t, "weight": weight, "influence": share} for s, t, weight, share in _edges(graph)
         ],
@@ -158,7 +160,7 @@ def _operands(graph: AttributionGraph) -> dict | None:
     return {"names": ["a", "b"], "values": list(operands), "size": len(next(iter(graph.plots.values())))}
 
 
-def _page_node(graph: AttributionGraph, node: Node, checks: dict) -> dict:
+def _page_node(graph: AttributionGraph, node: Node, checks: dict, groups: dict[str, str]) -> dict:
     from mechkit.viz.heatmap_png import grey_png
 
     meaning = graph.meanings.get(node.id)
@@ -170,7 +172,7 @@ def _page_node(graph: AttributionGraph, node: Node, checks: dict) -> dict:
         "label": node_label(graph, node),
         "class": None if meaning is None else meaning.group,
         "class_share": None if meaning is None else meaning.share,
-        "supernode": supernode_of(graph, node) if node.kind == "feature" else None,
+        "supernode": groups.get(node.id),
         "activation": node.value if node.kind == "feature" else None,
         "influence": 1.0 if node.kind == "logit" else _influence(graph, node),
         "check": checks.get(node.id),
@@ -183,10 +185,10 @@ def _page_node(graph: AttributionGraph, node: Node, checks: dict) -> dict:
 
 
 def node_label(graph: AttributionGraph, node: Node) -> str:
-    """A node in words: its meaning where one is known."""
-    meaning = graph.meanings.get(node.id)
-    if meaning is not None:
-        return meaning.label
+    """A node in words: what it is called, means, reads and promotes, where that is known."""
+    known = label_of(graph, node)
+    if known is not None:
+        return known
     if node.kind == "logit":
         return f"answer {node.name}"
     at = graph.meta["tokens"][node.pos or 0]

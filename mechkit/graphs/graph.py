@@ -23,6 +23,7 @@ from mechkit.core.site import Edge
 from mechkit.graphs.attribution import Attribution
 from mechkit.graphs.blocks import Blocks
 from mechkit.graphs.influence import Kept, Matrix
+from mechkit.graphs.named import Named
 from mechkit.graphs.nodes import Node
 
 
@@ -41,7 +42,7 @@ class Meaning:
 
 
 @dataclass(eq=False)
-class AttributionGraph:
+class AttributionGraph(Named):
     """The attribution graph of one prompt, with what is known of its nodes and how well it predicts."""
 
     attribution: Attribution
@@ -66,6 +67,12 @@ class AttributionGraph:
     """What suppressing each supernode does (`SupernodeCheck`), where it was tried."""
     findings: list = field(default_factory=list)
     """What suppressing whole classes of features does on many prompts (`Finding`), where it was tried."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """What the user calls nodes, by node id; see `label`."""
+    indexed: dict[int, Any] = field(default_factory=dict)
+    """The feature index of each layer's dictionary, where one was given; see `explain`."""
+    edited: dict[str, list[Node]] | None = None
+    """Supernodes as edited; None while they are automatic."""
 
     @property
     def nodes(self) -> list[Node]:
