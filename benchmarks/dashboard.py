@@ -27,8 +27,10 @@ from benchmarks.measure import timed
 from benchmarks.table import number
 from mechkit.features import scan
 
-PACKAGES = ("sae-dashboard==0.8.0", f"torch=={torch.__version__.split('+')[0]}")
-"""What pip puts into the other environment; the same torch as here, so that products cost the same."""
+PACKAGES = ("sae-dashboard==0.8.0", "pyarrow<22", f"torch=={torch.__version__.split('+')[0]}")
+"""What pip puts into the other environment: a pyarrow for its older NumPy, and the same torch as here."""
+UNUSED = ("torchvision", "torchaudio")
+"""Come along, and fail on import where they were built for another torch."""
 WANTED = 10.0
 """How many times the scan's seconds sae_dashboard is to take, at least."""
 WIDTH = 128
@@ -83,7 +85,8 @@ def environment(home: Path) -> Path:
             f"making a virtual environment in '{home}' with {', '.join(PACKAGES)}; this takes minutes", file=sys.stderr
         )
         venv.create(home, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES], check=True)
+        for words in (["install", "-q", *PACKAGES], ["uninstall", "-q", "-y", *UNUSED]):
+            subprocess.run([python, "-m", "pip", *words], check=True)
         (home / ".whole").touch()
     return python
 
@@ -93,7 +96,7 @@ def hand_over(subject: Subject, folder: Path) -> None:
     sae = subject.sae
     sae.W_dec.data /= sae.W_dec.data.norm(dim=1, keepdim=True)
     sae.save_model(folder / "sae")
-    weights = {name: value.contiguous().clone() for name, value in subject.model.state_dict().items()}
+    weights = {name: value.contiguous().clone() for name, value in subject.model.named_parameters()}
     save_file(weights, folder / "model.safetensors")
     (folder / "model.json").write_text(json.dumps(_plain(subject.model.cfg.to_dict())))
     np.save(folder / "tokens.npy", subject.tokens.numpy())

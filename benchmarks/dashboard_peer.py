@@ -23,7 +23,9 @@ def main(folder: Path) -> None:
     known = {field.name for field in fields(HookedTransformerConfig)}
     settings = {key: value for key, value in settings.items() if key in known}
     model = HookedSAETransformer(HookedTransformerConfig(**settings | {"device": "cpu", "dtype": torch.float32})).eval()
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    weights = load_file(folder / "model.safetensors")
+    assert weights.keys() == dict(model.named_parameters()).keys(), "the two versions name other parameters"
+    model.load_state_dict(weights, strict=False)  # masks and tables of angles are made by the settings
     sae = SAE.load_from_disk(folder / "sae", device="cpu").eval()
     tokens = torch.from_numpy(np.load(folder / "tokens.npy"))
     config = SaeVisConfig(hook_point=sae.cfg.metadata.hook_name, features=list(range(sae.cfg.d_sae)), device="cpu")

@@ -35,7 +35,7 @@ from mechkit.features.reading import values_at
 
 WANTED = 0.8
 """Tokens per second of the pass over those of the bare one, at least."""
-ROUNDS = {"small": 3, "full": 5}
+ROUNDS = {"small": 2, "full": 3}
 N_TOKENS = {"small": (16_384, 4_096), "full": (131_072, 16_384)}
 """Tokens of stories260k, and of the GPT-2-small shape."""
 CHUNKS = (1 << 20, 1 << 21, 1 << 22, 1 << 24)
@@ -84,7 +84,8 @@ def throughput(subject: Subject, folder: Path, device: str, rounds: int, rate: f
     """One row: the index compared with a dense encoding, then bare, pass and whole call in turn."""
     index = scan(subject.model, subject.sae, subject.tokens, folder / "whole", bos=False, batch=BATCH)
     n_active = _compared(subject, index)
-    chunk = min(CHUNKS, key=lambda chunk: timed(lambda: bare(subject, chunk), device).busy)
+    few = subject.tokens[: max(1, len(subject.tokens) // 8)]
+    chunk = min(CHUNKS, key=lambda chunk: timed(lambda: bare(subject, chunk, few), device).busy)
     times = []
     for number_of in range(rounds):
         first = clock(device)
@@ -161,6 +162,7 @@ def question_rows(subject: Subject, folder: Path) -> list[str]:
     some = index.n_firings.argsort()[-500:]
     ask: dict[str, Callable[[int], object]] = {
         "lookup of 12 tokens": lambda i: index.lookup(subject.tokens[0, :12].tolist()),
+        "of that, the model and the SAE": lambda i: _run(subject, subject.tokens[0, :12]),
         "feature": lambda i: index.feature(int(some[i])),
         "examples": lambda i: index.examples(int(some[i])),
         "promoting": lambda i: index.promoting(int(subject.tokens[0, i])),
@@ -178,6 +180,12 @@ def question_rows(subject: Subject, folder: Path) -> list[str]:
         times = [timed(lambda i=i, answer=answer: answer(i), "cpu").busy for i in range(1, 21)]
         lines.append(f"| {name} | {spread([1e3 * one for one in times])} | {_met(median(times), QUESTION)} |")
     return lines
+
+
+@torch.no_grad()
+def _run(subject: Subject, ids: Tensor) -> None:
+    """What no lookup does without: the prompt through the model, and its features through the SAE and back."""
+    subject.sae(values_at(subject.model, ids[None], [subject.hook])[subject.hook])
 
 
 def _met(seconds: float, wanted: float) -> str:

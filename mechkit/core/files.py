@@ -1,8 +1,11 @@
-"""Atomic writes: a file is either the old one or the whole new one."""
+"""Writes that are whole or raise; those of `write_atomic` leave the old file where they are not."""
 
 import os
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
 
 
 def write_atomic(path: str | os.PathLike, data: bytes | str) -> Path:
@@ -29,6 +32,12 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+def write_array(path: str | os.PathLike, array: np.ndarray) -> None:
+    """Write a `.npy` file. Raises OSError on a full disk, which `np.save` passes over where the array is small."""
+    with Path(path).open("wb") as stream:
+        np.lib.format.write_array(SimpleNamespace(write=stream.write), array, allow_pickle=False)
 
 
 def _umask() -> int:

@@ -62,7 +62,7 @@ def load_sae(
     if sae_id is None:
         for name in (CONFIG, WEIGHTS):
             existing(Path(release_or_path), name)
-        sae = _read(Path(release_or_path), device or "cpu", wanted)
+        sae = read_sae(Path(release_or_path), device or "cpu", wanted)
     else:
         sae = _fetched(str(release_or_path), sae_id, device or "cpu", wanted)
     called = Path(release_or_path) if sae_id is None else Path(str(release_or_path)) / sae_id
@@ -177,11 +177,13 @@ def hook_width(model, hook: str, head: int | None = None) -> int:
     return cache[hook][0, 0].numel() if head is None else cache[hook][0, 0, head].numel()
 
 
-def _read(path: Path, device: str, dtype: str | None):
+def read_sae(path: Path, device: str, dtype: str | None = None) -> Any:
+    """The SAE in a folder, unchecked. Raises ValueError where SAELens cannot read it."""
     from sae_lens import SAE
 
     try:
-        return SAE.load_from_disk(path, device=device, dtype=dtype).eval()
+        with _drawing_aside(device):
+            return SAE.load_from_disk(path, device=device, dtype=dtype).eval()
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"'{path}' is no SAE that SAELens reads ({error}); copy it again") from error
 
@@ -191,7 +193,8 @@ def _fetched(release: str, sae_id: str, device: str, dtype: str | None):
     from sae_lens import SAE
 
     try:
-        return SAE.from_pretrained(release, sae_id, device=device, dtype=dtype or "float32").eval()
+        with _drawing_aside(device):
+            return SAE.from_pretrained(release, sae_id, device=device, dtype=dtype or "float32").eval()
     except (ValueError, KeyError) as error:
         raise ValueError(f"SAELens has no SAE {sae_id!r} in {release!r} that it reads ({error})") from error
     except Exception as error:  # the Hub's client and its HTTP library each have their own
@@ -199,6 +202,11 @@ def _fetched(release: str, sae_id: str, device: str, dtype: str | None):
             f"cannot fetch SAE {sae_id!r} of {release!r} from the Hugging Face Hub ({_first_line(error)}); "
             "with no network give the folder that it was saved in"
         ) from error
+
+
+def _drawing_aside(device: str):
+    """SAELens draws weights before it reads them; the generators come out of it as they went in."""
+    return torch.random.fork_rng([torch.device(device)] if device.startswith("cuda") else [])
 
 
 def _first_line(error: Exception) -> str:

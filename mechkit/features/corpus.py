@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mechkit.core.files import write_atomic
+from mechkit.core.files import write_array, write_atomic
 from mechkit.core.progress import progress
 from mechkit.features.sources import Documents
 
@@ -96,10 +96,10 @@ def tokenise(model, found: Documents, folder: Path, context: int, bos: bool) -> 
                 places.append((names.setdefault(source, len(names)), number))
     if not places:
         raise ValueError(f"nothing to read in the corpus; documents passed over: {dict(found.skipped) or 'none'}")
-    np.save(home / "tokens.npy", np.memmap(home / "tokens.bin", kind, mode="r"))
+    write_array(home / "tokens.npy", np.memmap(home / "tokens.bin", kind, mode="r"))
     (home / "tokens.bin").unlink()
-    np.save(home / "starts.npy", np.array(starts, np.int64))
-    np.save(home / "sources.npy", np.array(places, np.int64))
+    write_array(home / "starts.npy", np.array(starts, np.int64))
+    write_array(home / "sources.npy", np.array(places, np.int64))
     about = {
         "sha256": found.sha256, "n_tokens": starts[-1], "n_rows": len(places), "context": context, "bos": bos,
         "split": split, "skipped": dict(found.skipped), "first_skipped": found.first, "sources": list(names),

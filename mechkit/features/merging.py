@@ -6,6 +6,7 @@ strongest first (`feature_ends`, `by_feature_*`).
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from mechkit.core.files import write_atomic
+from mechkit.core.files import write_array, write_atomic
 from mechkit.core.progress import progress
 from mechkit.features import parts
 from mechkit.features.best import Best, Firings, ranks
@@ -35,7 +36,7 @@ def merge(model, saes: Mapping[str, Any], rows: Rows, out: Path, settings: Setti
     found = parts.find_parts(out)
     paths = [found[number] for number in sorted(found)]
     unembed = unembedding(model)
-    np.save(out / "unembed.npy", unembed.cpu().numpy())
+    write_array(out / "unembed.npy", unembed.cpu().numpy())
     write_atomic(out / "vocabulary.json", json.dumps(_vocabulary(model)))
     n_counted = 0
     for number, (name, sae) in enumerate(progress(list(saes.items()), "putting together")):
@@ -44,7 +45,7 @@ def merge(model, saes: Mapping[str, Any], rows: Rows, out: Path, settings: Setti
         arrays, n_counted = _of_features(paths, number, sae.cfg.d_sae, settings)
         arrays |= _of_weights(model, sae, unembed)
         for key, value in arrays.items():
-            np.save(home / f"{key}.npy", value)
+            write_array(home / f"{key}.npy", value)
         if settings.keep == "all":
             _everything(paths, number, arrays["histogram"].sum(1), rows.n_tokens, home)
         _save_sae(sae, home / "sae")
@@ -163,10 +164,14 @@ def _everything(paths: list[Path], number: int, fired: np.ndarray, n_tokens: int
     """Every activation, by token and by feature."""
 
     def array(name: str, size: int, kind: Any) -> np.ndarray:
-        return np.lib.format.open_memmap(home / f"{name}.npy", "w+", kind, (size,))
+        made = np.lib.format.open_memmap(home / f"{name}.npy", "w+", kind, (size,))
+        if hasattr(os, "posix_fallocate"):  # a write to a map on a full disk kills the process
+            with (home / f"{name}.npy").open("r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, made.offset + made.nbytes)
+        return made
 
     n_firings = int(fired.sum())
-    np.save(home / "feature_ends.npy", np.cumsum(fired))
+    write_array(home / "feature_ends.npy", np.cumsum(fired))
     of_token = array("token_ends", n_tokens, np.int64)
     by_token = array("by_token_feature", n_firings, np.int32), array("by_token_value", n_firings, np.float32)
     by_feature = array("by_feature_position", n_firings, np.int64), array("by_feature_value", n_firings, np.float32)

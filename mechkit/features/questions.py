@@ -17,6 +17,7 @@ from torch import Tensor
 from mechkit.core.metrics import Metric
 from mechkit.core.progress import progress
 from mechkit.core.prompts import Prompts
+from mechkit.dictionaries.saes import read_sae
 from mechkit.features.corpus import bos_of
 from mechkit.features.files import SAES
 from mechkit.features.provenance import refuse, weights_hash
@@ -239,13 +240,10 @@ def model_of(index: "FeatureIndex") -> Any:
 
 def sae_of(index: "FeatureIndex") -> Any:
     """The copy of the SAE in the index, on the model's device."""
-    from sae_lens import SAE
-
     kept = vars(index)
     if "_loaded_sae" not in kept:
         home, device = index.folder / SAES / index.sae / "sae", device_of(model_of(index))
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # SAELens draws weights, then reads them
-            kept["_loaded_sae"] = SAE.load_from_disk(home, device=str(device)).eval()
+        kept["_loaded_sae"] = read_sae(home, str(device))
     return kept["_loaded_sae"]
 
 

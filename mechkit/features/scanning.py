@@ -31,7 +31,7 @@ from mechkit.features.provenance import made_by, refuse
 from mechkit.features.reading import device_of, named_saes, padded, require_fit, values_at
 from mechkit.features.selection import MASK, Places, Selection, position_hash
 from mechkit.features.settings import Settings, settings_for
-from mechkit.features.sizes import require_room
+from mechkit.features.sizes import full_disk_said, require_room
 from mechkit.features.sources import Documents, documents
 
 PLAN, MANIFEST, LOCK = "plan.json", "manifest.json", ".lock"
@@ -77,7 +77,7 @@ def scan(
     per SAE; memory for `batch` tokens. Called again on a folder that holds part of it, goes on; on a whole one, opens
     it.
     Raises ValueError for SAEs that do not fit, a corpus with nothing to read, a folder made by something else, too
-    little room on the disk, and a folder that another scan is writing.
+    little room on the disk, and a folder that another scan is writing; OSError where the disk fills up.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine is one of {', '.join(ENGINES)}, not {engine!r}")
@@ -88,7 +88,7 @@ def scan(
     from mechkit.features.index import FeatureIndex
     from mechkit.features.merging import merge
 
-    with locked(out):
+    with locked(out), full_disk_said(out):
         rows = _begun(model, saes, documents(corpus, column), out, settings)
         if not (out / MANIFEST).is_file():
             with torch.no_grad():
@@ -118,15 +118,16 @@ def _begun(model, saes: Mapping[str, Any], found: Documents, out: Path, settings
     made = made_by(model, saes, settings.as_dict())
     if (out / PLAN).is_file():
         refuse(out, json.loads((out / PLAN).read_text()), made)
-    elif any(path.name != LOCK for path in out.iterdir()):
+    elif any(path.name != LOCK and not path.name.startswith(f".{PLAN}.") for path in out.iterdir()):
         raise ValueError(f"'{out}' holds other files; scan into a new folder")
+    for left in out.rglob(".*.*"):  # of writes that were cut short
+        left.unlink()
     if has_rows(out):
         for _ in found:
             pass
         rows = Rows.open(out)
         refuse(out, {"corpus": rows.about["sha256"]}, {"corpus": found.sha256})
     else:
-        (out / parts.FOLDER).mkdir(exist_ok=True)
         write_atomic(out / PLAN, json.dumps(made, indent=1) + "\n")
         rows = tokenise(model, found, out, settings.context, settings.bos)
     return rows

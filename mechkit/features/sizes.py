@@ -1,11 +1,16 @@
-"""How much room an index takes, asked before the work begins."""
+"""How much room an index takes, asked before the work begins, and what is said where it runs out after all."""
 
+import errno
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 FIRING = 24
 """Bytes of one activation among all: its feature or place and its value, in two orders and once in a part."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What systems call a full disk, a spent quota and a file over a limit."""
 
 
 def bytes_needed(sizes: Mapping[str, int], n_left: int, n_tokens: int) -> int:
@@ -23,3 +28,17 @@ def require_room(folder: Path, sizes: Mapping[str, int], n_left: int, n_tokens: 
             f"the index will take about {needed >> 20:,} MiB and '{folder}' has {free >> 20:,} MiB left; "
             'keep="examples" takes less, and so do smaller top=, sample= and window='
         )
+
+
+@contextmanager
+def full_disk_said(folder: Path) -> Iterator[None]:
+    """Errors of a full disk, with what to do about it: what was scanned is kept in the folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise OSError(
+            f"no room left on the disk of '{folder}'; what was scanned before is kept: make room and scan into the "
+            "same folder again to go on"
+        ) from error

@@ -114,6 +114,12 @@ def test_without_a_model_nothing_is_checked(home, tmp_path):
     assert load_sae(path, dtype=torch.float64).W_enc.dtype == torch.float64
 
 
+def test_reading_an_sae_draws_nothing(home, tmp_path):
+    path, before = changed(home, tmp_path), torch.get_rng_state()
+    load_sae(path, home)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_what_it_misses_on_text_is_measured_and_held_to_its_own_figure(home, tmp_path):
     tokens = torch.arange(24).reshape(3, 8)
     path = changed(home, tmp_path)

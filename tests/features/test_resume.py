@@ -96,6 +96,7 @@ def test_a_damaged_part_is_made_anew(model, stopped, whole, harm):
 def test_what_a_write_that_was_cut_short_left_is_cleared_away(model, stopped, whole):
     (stopped / "parts/.000002-0123.safetensors.abcd").write_bytes(b"half")
     (stopped / "corpus/tokens.bin").write_bytes(b"half")
+    (stopped / ".plan.json.abcd").write_bytes(b"half")
     (stopped / "corpus/corpus.json").unlink()
     scan(model, tiny_sae(), token_rows(), stopped, **KEPT)
     assert contents(stopped) == whole
@@ -161,6 +162,22 @@ def test_a_full_disk_stops_a_scan_that_can_go_on(model, tmp_path, monkeypatch, w
         FeatureIndex.open(tmp_path / "index")
     scan(model, tiny_sae(), token_rows(), tmp_path / "index", **KEPT)
     assert contents(tmp_path / "index") == whole
+
+
+def test_a_file_that_cannot_be_written_whole_stops_a_scan_that_can_go_on(model, tmp_path, whole):
+    resource = pytest.importorskip("resource")
+    sizes = sorted({len(raw) for name, raw in whole.items() if name.endswith((".npy", ".safetensors"))})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for i, size in enumerate(sizes[::2]):
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, before[1]))
+            with pytest.raises(OSError, match=r"no room left on the disk of .*again to go on"):
+                scan(model, tiny_sae(), token_rows(), tmp_path / str(i), **KEPT)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert not (tmp_path / str(i) / "manifest.json").exists()
+        scan(model, tiny_sae(), token_rows(), tmp_path / str(i), **KEPT)
+        assert contents(tmp_path / str(i)) == whole
 
 
 def test_too_little_room_is_said_before_any_work(model, tmp_path, monkeypatch):
