@@ -1,8 +1,7 @@
-"""Whether a graph is true: each feature's predicted effect on the answer against the model's.
+"""Whether a graph is true: what it predicts of changing its features against what the model does.
 
-To suppress a feature is to take what it writes out of its MLP's output. The graph predicts the change of the
-answer's logit from its edges alone: every path, `Δh_t = Σ_s A[t,s] Δa_s / a_s`, `Δa_t = slope_t Δh_t`. The model is
-asked at three levels:
+A feature is suppressed, or steered to a multiple of its activation, by adding to what its MLP writes. The graph
+predicts the change of a root from its edges alone, along every path. The model is asked at three levels:
 
     (i)   all frozen: patterns, scales and MLP outputs. Every target must move as its column says, exactly.
     (ii)  attention patterns and scales frozen, MLPs live.
@@ -10,11 +9,15 @@ asked at three levels:
 
 Beside it stand the model's own gradient, the direct edge alone, and a control: the same graph with its weights
 permuted within each pair of layers.
+
+    graph.verify()                                   # each kept feature suppressed
+    graph.verify("supernodes", multiple=2.0).table   # each supernode twice as active
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,47 +27,79 @@ from torch import Tensor
 
 from mechkit.core.loop import hooked
 from mechkit.core.metrics import Metric
-from mechkit.core.sweep import sweep
 from mechkit.graphs.blocks import Blocks
-from mechkit.graphs.exact import exact_error, suppression
+from mechkit.graphs.changes import Change, referred, supernodes_of
+from mechkit.graphs.effects import Effects, target_slopes
+from mechkit.graphs.exact import adds, exact_error, shift, suppression, writes
 from mechkit.graphs.nodes import Node
+from mechkit.graphs.root_values import RootReader, logit_metric, measured
+
+__all__ = ["Check", "answer_logit", "check_graph", "same_sign", "spearman", "suppression", "target_slopes", "verify"]
 
 N_CONTROLS = 20
 """Permuted graphs that the control averages over."""
 
+PREDICTORS = ("predicted", "gradient", "direct", "control")
+"""What is compared with the measurements; the first is the graph."""
+
+LEVELS = {"frozen": "ii: attention and norms frozen", "measured": "iii: nothing frozen"}
+"""Names of the levels at which the model is asked, by the field that holds what it did."""
+
 
 @dataclass(frozen=True, eq=False)
 class Check:
-    """Changes of the answer's logit when each feature is suppressed: predicted and measured, in logits."""
+    """Changes of a root when features, or groups of features, change: predicted and measured, in the root's unit."""
 
-    nodes: Sequence[Node]
-    """The features suppressed, one at a time."""
-    predicted: Float[Tensor, "feature"]
+    groups: Sequence[Sequence[Node]]
+    """The features that change together, for each row."""
+    predicted: Float[Tensor, "row"]
     """By the graph, along every path."""
-    direct: Float[Tensor, "feature"]
-    """By the feature's edge to the answer alone."""
-    gradient: Float[Tensor, "feature"]
+    direct: Float[Tensor, "row"]
+    """By the features' edges to the root alone."""
+    gradient: Float[Tensor, "row"]
     """By the model's own gradient, nothing frozen."""
-    control: Float[Tensor, "draw feature"]
+    control: Float[Tensor, "draw row"]
     """By graphs whose weights are permuted within each pair of layers."""
-    frozen: Float[Tensor, "feature"]
+    frozen: Float[Tensor, "row"]
     """Measured, attention patterns and scales frozen: level (ii)."""
-    measured: Float[Tensor, "feature"]
+    measured: Float[Tensor, "row"]
     """Measured, nothing frozen: level (iii)."""
     exact_error: float
     """Level (i): largest |measured - predicted| of any target, relative to the sum of its row's sizes."""
+    names: Sequence[str] = ()
+    """What each row is called; left out, the one feature that it changes."""
+    root: str = ""
+    """What was measured, such as a logit."""
+    change: str = "suppressed"
+    """What was done to the features, in words."""
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The first feature of each row; the only one unless rows are supernodes."""
+        return [group[0] for group in self.groups]
+
+    @property
+    def labels(self) -> list[str]:
+        """What each row is called."""
+        return list(self.names) or [str(node) for node in self.nodes]
+
+    @property
+    def layers(self) -> list[int]:
+        """The layer of each row, the lowest where its features are of several."""
+        return [min(node.layer for node in group) for group in self.groups]
 
     @property
     def agreement(self) -> float | None:
-        """Spearman correlation of predicted and measured changes at level (iii); None for fewer than three features."""
-        return spearman(self.predicted, self.measured) if len(self.nodes) > 2 else None
+        """Spearman correlation of predicted and measured changes at level (iii); None for fewer than three rows."""
+        return spearman(self.predicted, self.measured) if len(self.groups) > 2 else None
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row per feature: layer, position and the changes, in logits."""
+        """One row per feature or supernode: layer and changes, in the root's unit; the control is a mean of sizes."""
         columns = ("predicted", "direct", "gradient", "frozen", "measured")
-        rows = {"feature": [str(node) for node in self.nodes], "layer": [node.layer for node in self.nodes]}
-        return pd.DataFrame({**rows, **{name: getattr(self, name).cpu().numpy() for name in columns}})
+        rows = {"feature": self.labels, "layer": self.layers, "features": [len(group) for group in self.groups]}
+        values = {name: getattr(self, name).cpu().numpy() for name in columns}
+        return pd.DataFrame({**rows, **values, "control": self.control.abs().mean(0).cpu().numpy()})
 
     def summary(self) -> pd.DataFrame:
         """Spearman correlation and sign agreement of each predictor with each level, over all and by layer.
@@ -72,18 +107,25 @@ class Check:
         Features of the last layer feed only logits, so at level (ii) the graph and the direct edge are exact there.
         Over all layers the control need not be 0: permuted weights keep each layer's share of the effect.
         """
-        layers = sorted({node.layer for node in self.nodes})
-        rows = []
-        for level, truth in (("ii: attention and norms frozen", self.frozen), ("iii: nothing frozen", self.measured)):
-            for name in ("predicted", "gradient", "direct", "control"):
+        layers, rows = torch.tensor(self.layers), []
+        for level, title in LEVELS.items():
+            truth = getattr(self, level)
+            for name in PREDICTORS:
                 guess = getattr(self, name)
-                row = {"level": level, "by": "graph" if name == "predicted" else name}
+                row = {"level": title, "by": "graph" if name == "predicted" else name}
                 row |= {"spearman": spearman(guess, truth), "same sign": same_sign(guess, truth)}
-                for layer in layers:
-                    here = torch.tensor([node.layer == layer for node in self.nodes])
+                for layer in sorted(set(self.layers)):
+                    here = (layers == layer).to(truth.device)
                     row[f"spearman L{layer}"] = spearman(guess[..., here], truth[here])
                 rows.append(row)
         return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        what = "supernodes" if self.names else "features"
+        return (
+            f"Check of {self.root}: {len(self.groups)} {what} {self.change}; all frozen, equal within "
+            f"{self.exact_error:.0e}\n{self.summary().to_string(index=False, float_format='{:.2f}'.format)}"
+        )
 
     @classmethod
     def pooled(cls, checks: Sequence["Check"]) -> "Check":
@@ -92,30 +134,88 @@ class Check:
             name: torch.cat([getattr(check, name) for check in checks], dim=-1)
             for name in ("predicted", "direct", "gradient", "control", "frozen", "measured")
         }
-        nodes = [node for check in checks for node in check.nodes]
-        return cls(nodes, **joined, exact_error=max(check.exact_error for check in checks))
+        groups = [group for check in checks for group in check.groups]
+        names = [label for check in checks for label in check.labels] if any(check.names for check in checks) else ()
+        worst = max(check.exact_error for check in checks)
+        roots = list(dict.fromkeys(check.root for check in checks))
+        return cls(groups, **joined, exact_error=worst, names=names, root=", ".join(roots), change=checks[0].change)
 
 
-def check_graph(graph, *, seed: int = 0) -> Check:
-    """Suppress every kept feature of `graph` in the model and compare with what the graph predicts.
+def check_graph(graph, *, root: int = 0, seed: int = 0) -> Check:
+    """Suppress every kept feature of `graph` in the model and compare with what the graph predicts of a root.
 
-    Unit: logits, as the graph's logit targets. Cost: three forward passes per kept feature and one backward pass.
+    Unit: the root's. Cost: three forward passes per kept feature and one backward pass.
     """
-    chosen = [i for i in graph.kept_sources if graph.weighted.sources[i].kind == "feature"]
-    nodes = [graph.weighted.sources[i] for i in chosen]
-    answer = graph.weighted.n_features
-    slopes = target_slopes(graph)
-    frozen, measured = (_measure(graph, nodes, base) for base in (graph.attribution.frozen.freeze(mlps=False), []))
+    return verify(graph, root=root, seed=seed)
+
+
+def verify(
+    graph,
+    what: Any = "nodes",
+    *,
+    multiple: float = 0.0,
+    amount: float | None = None,
+    root: int = 0,
+    seed: int = 0,
+) -> Check:
+    """Predicted and measured change of a root when features, or supernodes, are made `multiple` times as active.
+
+    `what` is "nodes" (every kept feature), "supernodes", or a list of references (`mechkit.graphs.changes`): nodes,
+    ids, sites of features, names of supernodes. With `amount` that much is added to each activation instead, which
+    features that are not active on the prompt need. `root` numbers what the graph explains, the first unless told.
+
+    Unit: the root's. Cost: three rows of a forward pass for each, one backward pass, one descent per permuted graph.
+    Raises ValueError for a root that there is not, and for a reference that names nothing.
+    """
+    if not 0 <= root < len(graph.roots):
+        raise ValueError(f"root {root} does not exist; the graph explains {len(graph.roots)}, numbered from 0")
+    names, members = _chosen(graph, what)
+    groups = [[_changed(node, multiple, amount) for node in group] for group in members]
+    runs = [[], *(adds(shift(graph, _by(group))) for group in groups)]
+    at = {name: measured(graph, runs, [root], frozen=name == "frozen")[0] for name in LEVELS}
+    effects = Effects(graph, root, groups)
+    known = [[graph.column_of(node) for node in group] for group in members if all(node.value for node in group)]
     return Check(
-        nodes=nodes,
-        predicted=-graph.weighted.effects(answer, slopes)[chosen],
-        direct=-_row(graph, answer)[chosen],
-        gradient=_gradient(graph, nodes),
-        control=-_controls(graph, answer, slopes, seed)[:, chosen],
-        frozen=frozen,
-        measured=measured,
-        exact_error=exact_error(graph, chosen),
+        groups=members,
+        predicted=effects.along_paths,
+        direct=effects.direct,
+        gradient=_gradient(graph, groups, root),
+        control=_controls(graph, effects, seed),
+        frozen=at["frozen"][1:] - at["frozen"][0],
+        measured=at["measured"][1:] - at["measured"][0],
+        exact_error=exact_error(graph, known),
+        names=names,
+        root=str(graph.roots[root]),
+        change=_in_words(multiple, amount),
     )
+
+
+def _chosen(graph, what: Any) -> tuple[list[str], list[list[Node]]]:
+    """The features that change together, row by row, and what the rows are called; no names where each is a feature."""
+    if isinstance(what, str) and what == "nodes":
+        sources = graph.weighted.sources
+        return [], [[sources[i]] for i in graph.kept_sources if sources[i].kind == "feature"]
+    if isinstance(what, str) and what == "supernodes":
+        what = list(supernodes_of(graph))
+    asked = [what] if isinstance(what, str | Node) else list(what)
+    found = [referred(graph, one) for one in asked]
+    if all(len(group) == 1 for group in found):
+        return [], found
+    return [one if isinstance(one, str) else f"{len(found[i])} features" for i, one in enumerate(asked)], found
+
+
+def _changed(node: Node, multiple: float, amount: float | None) -> Change:
+    return Change(node, multiple, "multiple") if amount is None else Change(node, amount, "amount")
+
+
+def _by(group: Sequence[Change]) -> list[tuple[Node, float]]:
+    return [(change.node, change.by) for change in group]
+
+
+def _in_words(multiple: float, amount: float | None) -> str:
+    if amount is not None:
+        return f"changed by {amount:+g}"
+    return "suppressed" if multiple == 0 else f"steered to {multiple:g} times their activation"
 
 
 def spearman(a: Float[Tensor, "*draw n"], b: Float[Tensor, "n"]) -> float:
@@ -133,45 +233,15 @@ def same_sign(a: Float[Tensor, "*draw n"], b: Float[Tensor, "n"]) -> float:
 
 def answer_logit(graph) -> Metric:
     """The answer's logit, measured as the graph's logit targets are: before a soft-cap, from the mean if centred."""
-    token, centred = graph.logits[0].index, graph.meta["logits"] != "raw"
-    cap = graph.attribution.frozen.soft_cap
-
-    def compute(logits: Tensor, prompts) -> Tensor:
-        last = logits[:, -1] if cap is None else cap * torch.atanh(logits[:, -1] / cap)
-        return last[:, token] - last.mean(-1) if centred else last[:, token]
-
-    return Metric("answer logit", "logits", "last", compute)
+    return logit_metric(graph, graph.logits[0].index)
 
 
-def _measure(graph, nodes: Sequence[Node], base) -> Float[Tensor, "feature"]:
-    frozen = graph.attribution.frozen
-    runs = [[], *(suppression(graph, node) for node in nodes)]
-    values = sweep(frozen.model, frozen.prompts, runs, answer_logit(graph), base=base).scores[:, 0]
-    return values[1:] - values[0]
-
-
-def target_slopes(graph) -> Float[Tensor, "target"]:
-    """Derivative of each target's activation by its row at the prompt; 1 for roots and gated neurons, whose rows
-    hold their derivatives already."""
-    engine, slopes = graph.attribution, torch.ones_like(graph.weighted.weights)
-    own = graph.weighted.own[: graph.weighted.n_features]
-    for basis, columns in zip(engine.bases, engine.layout.features, strict=True):
-        here = ((own >= columns[0]) & (own < columns[-1])).nonzero()[:, 0]
-        if len(basis.parts) == 1 and len(here):
-            slopes[here] = engine.active[basis.layer].slopes[0, own[here] - columns[0]]
-    return slopes
-
-
-def _row(graph, target: int) -> Float[Tensor, "source"]:
-    matrix, here = graph.weighted, torch.arange(len(graph.weighted.sources))
-    return matrix.rows.at(torch.full_like(here, target), here)
-
-
-def _gradient(graph, nodes: Sequence[Node]) -> Float[Tensor, "feature"]:
+def _gradient(graph, groups: Sequence[Sequence[Change]], root: int) -> Float[Tensor, "row"]:
     """Change that the model's own gradient predicts; no parameter's gradient is allocated."""
-    if not nodes:
+    if not groups:
         return torch.zeros(0)
-    frozen, leaves = graph.attribution.frozen, {}
+    frozen, reader = graph.attribution.frozen, RootReader.of(graph, root)
+    n_layers, leaves, seen = frozen.model.cfg.n_layers, {}, {}
 
     def leaf(layer: int):
         def hook(x: Tensor, hook) -> Tensor:
@@ -180,23 +250,29 @@ def _gradient(graph, nodes: Sequence[Node]) -> Float[Tensor, "feature"]:
 
         return f"blocks.{layer}.hook_mlp_out", hook
 
-    with torch.enable_grad(), hooked(frozen.model, [leaf(layer) for layer in range(frozen.model.cfg.n_layers)]):
-        logits = frozen.model(frozen.prompts.tokens)
-        value = answer_logit(graph)(logits, frozen.prompts).sum()
-        slopes = dict(zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True))
-    written = [graph.attribution.writes(node) for node in nodes]
+    read = (reader.site.hook, lambda x, hook: seen.update({reader.site.hook: x}))
+    with torch.enable_grad(), hooked(frozen.model, [*(leaf(layer) for layer in range(n_layers)), read]):
+        frozen.model(frozen.prompts.tokens, stop_at_layer=n_layers)
+        value = reader.of_hook(seen, norms_held=False).sum()
+        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True) if value.requires_grad else ()
+    slopes = {layer: slope[0] for layer, slope in zip(leaves, found, strict=False) if slope is not None}
     return torch.stack(
         [
-            -torch.stack([slopes[layer][0, node.pos] @ row for layer, row in rows.items()]).sum()
-            for node, rows in zip(nodes, written, strict=True)
+            torch.stack([value.detach() * 0, *(
+                slopes[layer][change.node.pos] @ row
+                for change in group
+                for layer, row in writes(graph, change.node, change.by).items()
+                if layer in slopes
+            )]).sum()
+            for group in groups
         ]
-    )
+    )  # fmt: skip
 
 
-def _controls(graph, answer: int, slopes: Tensor, seed: int) -> Float[Tensor, "draw source"]:
+def _controls(graph, effects: Effects, seed: int) -> Float[Tensor, "draw row"]:
     generator = torch.Generator().manual_seed(seed)
-    draws = [graph.weighted.effects(answer, slopes, _permuted(graph.weighted, generator)) for _ in range(N_CONTROLS)]
-    return torch.stack(draws)
+    draws = (_permuted(graph.weighted, generator) for _ in range(N_CONTROLS))
+    return torch.stack([effects.with_rows(rows) for rows in draws])
 
 
 def _permuted(matrix, generator: torch.Generator) -> Blocks:

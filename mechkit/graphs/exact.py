@@ -6,86 +6,109 @@ must be equal.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechkit.core.interventions import Add, Hook
-from mechkit.core.loop import hooked
+from mechkit.core.interventions import Add
+from mechkit.graphs.held import HeldRuns, Hold, Shift
 from mechkit.graphs.nodes import Node
+from mechkit.graphs.root_values import RootReader
 
 
 @torch.no_grad()
-def exact_error(graph, chosen: Sequence[int]) -> float:
-    """Suppress each of the sources `chosen` (features) with all else frozen and compare every target's change with
-    its column. The largest difference, relative to the sum of sizes of the target's row. 0 where none are chosen.
+def exact_error(graph, groups: Sequence[Sequence[int]]) -> float:
+    """Suppress each group of sources (columns of features) with all else frozen and compare every target's change with
+    the sum of their columns. The largest difference, relative to the sum of sizes of the target's row; 0 for no groups.
 
-    Cost: one forward pass per feature and one more.
+    Cost: one row of a forward pass per group and one more.
     """
-    if not chosen:
-        return 0.0
-    runs = [_frozen_run(graph, []), *(_frozen_run(graph, suppression(graph, graph.sources[i])) for i in chosen)]
-    values = {hook: torch.stack([run[hook] for run in runs]) for hook in runs[0]}
-    moved = torch.stack([_read_target(graph, target, values) for target in graph.targets], 1)
-    change = moved[1:] - moved[:1]
-    matrix = graph.matrix()
-    sizes = matrix.abs().sum(1)
-    return float(((change + matrix[:, chosen].T).abs() / sizes).max())
+    worst = 0.0
+    sizes = graph.rows.per_row(lambda block: block.values.abs().sum(1)).clamp_min(torch.finfo(graph.rows.dtype).tiny)
+    for start in range(0, len(groups), _AT_ONCE):
+        some = groups[start : start + _AT_ONCE]
+        change = target_changes(graph, [suppressed(graph, *(graph.sources[i] for i in one)) for one in some])
+        worst = max(worst, float(((change + _columns(graph, some)).abs() / sizes).max()))
+    return worst
+
+
+_AT_ONCE = 256
+"""Groups compared at once."""
+
+
+@torch.no_grad()
+def target_changes(graph, runs: Sequence[Shift]) -> Float[Tensor, "run target"]:
+    """How every row of the graph's matrix moves in these runs, with patterns, scales and MLP outputs held."""
+    engine = graph.attribution
+    hold = Hold(attention=True, norms=True, mlps=range(engine.frozen.model.cfg.n_layers))
+    readers = [RootReader.of(graph, i) for i in range(len(graph.roots))]
+    hooks = [*(basis.hook_in for basis in engine.bases), *(reader.site.hook for reader in readers)]
+    values = HeldRuns(graph, hold).read([{}, *runs], hooks)
+    out = torch.empty(len(runs) + 1, len(graph.targets), dtype=graph.rows.dtype, device=graph.rows.device)
+    first = len(graph.targets) - len(readers)
+    for (layer, pos, part), members in _places(graph.targets[:first]).items():
+        basis = engine.bases[layer]
+        rows, added = basis.reads([graph.targets[i].index for i in members], part or basis.parts[0])
+        out[:, members] = values[basis.hook_in][:, pos] @ rows.T + added
+    for i, reader in enumerate(readers):
+        out[:, first + i] = reader.of_hook(values, norms_held=True)
+    return out[1:] - out[:1]
+
+
+def _places(targets: Sequence[Node]) -> dict[tuple[int, int, str], list[int]]:
+    """Numbers of the features' rows by layer, position and part."""
+    found: dict[tuple[int, int, str], list[int]] = {}
+    for i, node in enumerate(targets):
+        found.setdefault((node.layer, node.pos or 0, node.part), []).append(i)
+    return found
+
+
+def _columns(graph, groups: Sequence[Sequence[int]]) -> Float[Tensor, "run target"]:
+    """The sum of each group's columns of the matrix."""
+    out = torch.zeros(len(groups), graph.rows.n_rows, dtype=graph.rows.dtype, device=graph.rows.device)
+    weights = torch.zeros(len(groups), graph.rows.n_columns, dtype=graph.rows.dtype, device=graph.rows.device)
+    for i, group in enumerate(groups):
+        weights[i, list(group)] = 1
+    for block in graph.rows.blocks:
+        out[:, block.rows] = block.take(weights) @ block.values.T
+    return out
+
+
+def suppressed(graph, *nodes: Node) -> Shift:
+    """What taking features out changes in what MLPs write."""
+    return shift(graph, [(node, -node.value) for node in nodes])
+
+
+def shift(graph, changes: Sequence[tuple[Node, float]]) -> Shift:
+    """What MLPs write more when each feature (or error node, of size 1) changes by so much, norms after the MLP held
+    at their scales."""
+    written: dict[tuple[int, int], Tensor] = {}
+    for node, change in changes:
+        for layer, row in writes(graph, node, change).items():
+            place = layer, node.pos or 0
+            written[place] = written[place] + row if place in written else row
+    return written
+
+
+def writes(graph, node: Node, change: float) -> dict[int, Float[Tensor, "d_model"]]:
+    """What an MLP output gains, by layer, when a feature's activation (or an error's share of itself) grows by so much.
+
+    Raises ValueError for a node that is neither.
+    """
+    if node.kind == "feature":
+        return graph.attribution.writes(replace(node, value=change))
+    if node.kind == "error":
+        return {node.layer: change * graph.attribution.errors[node.layer][node.pos or 0]}
+    raise ValueError(f"'{node}' is no feature and no error; only what an MLP writes can be changed")
+
+
+def adds(written: Shift) -> list[Add]:
+    """The same as interventions."""
+    return [Add(f"L{layer}.mlp_out@{pos}", row) for (layer, pos), row in written.items()]
 
 
 def suppression(graph, *nodes: Node) -> list[Add]:
     """Take what features write out of the MLP outputs that they write to, norms after the MLP held at their scales."""
-    written: dict[tuple[int, int], Tensor] = {}
-    for node in nodes:
-        for layer, row in graph.attribution.writes(node).items():
-            place = layer, node.pos or 0
-            written[place] = written[place] + row if place in written else row
-    return [Add(f"L{layer}.mlp_out@{pos}", -row) for (layer, pos), row in written.items()]
-
-
-def _frozen_run(graph, edits: Sequence[Add]) -> dict[str, Float[Tensor, "pos d_model"]]:
-    """What dictionaries read, and the last residual stream, with all else frozen and `edits` made."""
-    engine, frozen, seen = graph.attribution, graph.attribution.frozen, {}
-    last = f"blocks.{frozen.model.cfg.n_layers - 1}.hook_resid_post"
-    hooks = [(name, lambda x, hook, name=name: seen.__setitem__(name, x[0])) for name in _read_hooks(engine, last)]
-    hooks += [hook for held in frozen.freeze(mlps=True) for hook in held.hooks(frozen.model, frozen.prompts)]
-    hooks += [_skip_hook(engine, basis, seen) for basis in engine.bases if basis.W_skip is not None]
-    hooks += [hook for edit in edits for hook in edit.hooks(frozen.model, frozen.prompts)]
-    with hooked(frozen.model, hooks):
-        frozen.model(frozen.prompts.tokens)
-    return seen
-
-
-def _read_hooks(engine, last: str) -> list[str]:
-    return [*(basis.hook_in for basis in engine.bases), last]
-
-
-def _skip_hook(engine, basis, seen: dict[str, Tensor]) -> Hook:
-    """The part of an MLP's output that a skip connection lets move with its input; not at a BOS position."""
-    before, norm = engine.mlp_in(basis), engine.norm_after(basis)
-
-    def hook(x: Tensor, hook) -> Tensor:
-        moved = (seen[basis.hook_in] - before) @ basis.W_skip.T
-        moved = moved if norm is None else norm.forward(moved)
-        moved[: engine.mlp_positions.start] = 0
-        return x + moved
-
-    return f"blocks.{basis.layer}.hook_mlp_out", hook
-
-
-def _read_target(graph, target: Node, values: dict[str, Tensor]) -> Float[Tensor, "run"]:
-    """A target's pre-activation in each run (logits from the last residual, the final norm's scale held).
-
-    Raises ValueError for a target that is neither feature nor logit.
-    """
-    engine, frozen = graph.attribution, graph.attribution.frozen
-    if target.kind == "feature":
-        basis = engine.bases[target.layer]
-        rows, added = basis.reads([target.index], target.part or basis.parts[0])
-        return values[basis.hook_in][:, target.pos] @ rows[0] + added[0]
-    root, norm = engine.roots[target.root or 0], frozen.final_norm
-    if root.site.name != "logits":
-        raise ValueError(f"the exact level reads features and logits, not '{target}'")
-    through = root.vector[None, None] if norm is None else norm.back(root.vector[None, None], target.pos or 0)
-    return values[f"blocks.{frozen.model.cfg.n_layers - 1}.hook_resid_post"][:, target.pos] @ through[0, 0]
+    return adds(suppressed(graph, *nodes))

@@ -118,7 +118,7 @@ def test_skip_connections_move_with_their_input_at_the_exact_level(bos):
     model = tiny_model(n_layers=3)
     graph = traced(model, random_transcoders(model, skip=True), bos=bos)
     chosen = [i for i in graph.kept_sources if graph.sources[i].kind == "feature"][:20]
-    assert exact_error(graph, chosen) < 1e-5  # float32
+    assert exact_error(graph, [[i] for i in chosen]) < 1e-5  # float32
 
 
 def test_soft_capped_logits_are_compared_before_the_cap():

@@ -1,0 +1,53 @@
+"""What of a graph is tested on the model: interventions, agreement with them, faithfulness, a report in words.
+
+graph.verify("supernodes", multiple=2.0)
+graph.intervene({"L0 sum at =": 0.0}, freeze=("attention", "norms"))
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mechkit.graphs.changes import Reference
+    from mechkit.graphs.check import Check
+    from mechkit.graphs.intervention import Intervened
+
+
+class Tested:
+    """The part of an `AttributionGraph` that asks the model whether it is true."""
+
+    def verify(
+        self,
+        what: Any = "nodes",
+        *,
+        multiple: float = 0.0,
+        amount: float | None = None,
+        root: int = 0,
+        seed: int = 0,
+    ) -> "Check":
+        """Predicted and measured change of a root when features or supernodes are suppressed or steered; see
+        `mechkit.graphs.check.verify`. `graph.check` is that of every kept feature, suppressed.
+        """
+        from mechkit.graphs.check import verify
+
+        return verify(self, what, multiple=multiple, amount=amount, root=root, seed=seed)
+
+    def intervene(
+        self,
+        values: "Mapping[Reference, float] | None" = None,
+        *,
+        to: str = "multiple",
+        swap: "Mapping[Reference, Reference] | None" = None,
+        freeze: Sequence[str] = (),
+        constrain: range | None = None,
+        generate: int = 0,
+        every: bool = False,
+    ) -> "Intervened":
+        """The answer before and after features or supernodes are set, beside what the graph predicts; see
+        `mechkit.graphs.intervention.intervene`.
+        """
+        from mechkit.graphs.intervention import intervene
+
+        return intervene(
+            self, values, to=to, swap=swap, freeze=freeze, constrain=constrain, generate=generate, every=every
+        )
