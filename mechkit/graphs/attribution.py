@@ -21,10 +21,10 @@ from mechkit.graphs.blocks import Block
 from mechkit.graphs.frozen import FrozenModel, adds_positions
 from mechkit.graphs.layers import Norm
 from mechkit.graphs.nodes import EMBEDDING_LAYER, Node, token_text
-from mechkit.graphs.reach import Layout, Reach
+from mechkit.graphs.reach import Column, Layout, Reach
 from mechkit.graphs.reading import MlpInput, Reads, input_of, read_features
 from mechkit.graphs.roots import Root
-from mechkit.graphs.written import Active, Written, active_features, written_by
+from mechkit.graphs.written import Active, Beside, Written, active_features, written_by
 
 Streams = Float[Tensor, "stream target source"]
 """Contributions of sources to targets, split by the last head on the path; they sum to the matrix."""
@@ -34,6 +34,9 @@ ROOM = 1 << 30
 
 _COPIES = 6
 """Copies of a target's directions that are held at once in a descent, with what goes through heads."""
+
+_SHORT = 8
+"""Dimensions for each position from which on a prompt is short: see `spread`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +156,38 @@ class Attribution:
         """By layer, what biases write through attention, by name."""
         like = self.frozen.values["embed"][0]
         return [layer.attention_constants(like) for layer in self.frozen.layers]
+
+    @cached_property
+    def by_head(self) -> dict[tuple[str, int], Float[Tensor, "head pos d_model"]]:
+        """What biases write through each head, by name and layer, where they go through heads."""
+        constants = enumerate(self.attention_constants)
+        return {(name, layer): found[name] for layer, found in constants for name in found if len(found[name]) > 1}
+
+    @cached_property
+    def beside(self) -> list[dict[str, Beside]]:
+        """By layer, what is written at its MLP's output and by its attention beside features."""
+        found = []
+        for layer, attention in enumerate(self.attention_constants):
+            places: dict[str, dict[Column, Tensor]] = {
+                "attention": {("bias", name, layer): by_head.sum(0) for name, by_head in attention.items()}
+            }
+            if self.bases:
+                places["mlp"] = {("error", layer): self.errors[layer]}
+                places["mlp"] |= {("bias", name, layer): vector for name, vector in self.mlp_constants[layer].items()}
+            found.append({place: Beside.of(written) for place, written in places.items()})
+        return found
+
+    @cached_property
+    def spread(self) -> dict[str, Float[Tensor, "pos d_model src"]]:
+        """What each embedding comes to at every position after the first attention, by kind of embedding.
+
+        Empty where positions are many against d_model: then it is cheaper to take directions down to embeddings.
+        """
+        frozen, kinds = self.frozen, {"token": "embed", "position": "pos_embed"}
+        if _SHORT * frozen.n_positions > frozen.model.cfg.d_model:
+            return {}
+        spread = frozen.layers[0].spread
+        return {kind: spread(frozen.values[site][0]) for kind, site in kinds.items() if (kind,) in self.layout.first}
 
     @cached_property
     def errors(self) -> list[Float[Tensor, "pos d_model"]]:

@@ -6,7 +6,7 @@ residual stream they rebuild is the one the model had.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ from mechkit.core.loop import Loop
 from mechkit.core.places import expand
 from mechkit.core.prompts import Prompts
 from mechkit.core.sweep import Activations
-from mechkit.graphs.layers import FrozenLayer, Norm
+from mechkit.graphs.layers import Folded, FrozenLayer, Norm
 
 _NORMS = ("ln1", "ln1_post", "ln2", "ln2_post")
 
@@ -42,6 +42,8 @@ class FrozenModel:
     """Patterns, scales, embeddings, residual stream, MLP inputs and outputs, each `[1, *slice]`."""
     given: Float[Tensor, "pos vocab"]
     """The model's own logits."""
+    folded: dict[int, Folded] = field(default_factory=dict)
+    """By layer, attention's weights with its norms' folded in, once they are made; prompts of one call share them."""
 
     @classmethod
     @torch.no_grad()
@@ -61,9 +63,10 @@ class FrozenModel:
         """`model` frozen on each of several prompts of one length, in turn, from one forward pass for all."""
         sites = dict.fromkeys([*_kept(model), *hooks_in])
         logits, slices = Loop(model, prompts, expand(model, sites, prompts)).forward([])
+        folded: dict[int, Folded] = {}
         for i in range(len(prompts)):
             values = Activations({site: value[i : i + 1] for site, value in slices.items()})
-            frozen = cls(model, prompts[i], values, logits[i])
+            frozen = cls(model, prompts[i], values, logits[i], folded)
             frozen.require_linear()
             yield frozen
 

@@ -5,6 +5,7 @@ Directions are `[pos, target, d]`, from some first position on.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -69,6 +70,29 @@ class Norm:
         return torch.zeros_like(like) if self.b is None else self.b.expand_as(like)
 
 
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """Weights of one layer's attention as directions pass them, with those of the norms around it folded in."""
+
+    W_O: Float[Tensor, "d_model z"]
+    """From what attention adds to z."""
+    W_V: Float[Tensor, "kv d_model"]
+    """From values to the residual stream."""
+
+    @classmethod
+    def of(cls, maps: "FrozenLayer") -> "Folded":
+        """Those of a layer."""
+        before, after = maps.before_attention, maps.after_attention
+        W_O, W_V = maps.W_O.T, maps.W_V.T
+        if after is not None:
+            W_O = W_O - W_O.mean(0) if after.centred else W_O
+            W_O = W_O if after.w is None else after.w[:, None] * W_O
+        if before is not None:
+            W_V = W_V if before.w is None else W_V * before.w
+            W_V = W_V - W_V.mean(1, keepdim=True) if before.centred else W_V
+        return cls(W_O.contiguous(), W_V.contiguous())
+
+
 class FrozenLayer:
     """One block with its attention pattern and scales held."""
 
@@ -89,6 +113,7 @@ class FrozenLayer:
         self.W_V: Float[Tensor, "d_model kv"] = W_V.transpose(0, 1).reshape(cfg.d_model, -1)
         self.W_O: Float[Tensor, "z d_model"] = self.attn.W_O.detach().reshape(-1, cfg.d_model)
         self.b_V, self.b_O = b_V.reshape(-1), self.attn.b_O.detach()
+        self._shared: dict[int, Folded] = frozen.folded
         clip = cfg.clip_qkv
         values = None if clip is None else frozen.values[f"L{layer}.v"][0].flatten(1)
         if values is not None and values.shape[1] != self.W_V.shape[1]:  # key/value heads laid out for every head
@@ -98,47 +123,82 @@ class FrozenLayer:
 
     # --- back
 
+    @property
+    def folded(self) -> Folded:
+        """The weights that directions pass, made once for all prompts that share them."""
+        if self.layer not in self._shared:
+            self._shared[self.layer] = Folded.of(self)
+        return self._shared[self.layer]
+
     def through(self, g: Directions, start: int, width: int) -> Below:
         """Directions over what attention adds as directions over the residual stream before it, all heads together."""
-        return self.from_values(self._over_values(self._over_z(g, start), start, width))
+        if len(g) == 1 and self.passing is None:
+            return self._spread(g, start, width)
+        over = self.over_values(self.over_z(g, start), start, width)
+        return (over.flatten(0, 1) @ self.folded.W_V).view(width, *g.shape[1:])
+
+    def _spread(self, g: Directions, start: int, width: int) -> Below:
+        """The same from one position: values' weights come first, since all sources share their products."""
+        z = self.over_z(g, start)[0].transpose(0, 1)
+        W_V = self.folded.W_V.unflatten(0, (self.n_kv, self.d_head)).repeat_interleave(self.n_heads // self.n_kv, 0)
+        weights = self.pattern[:, start, :width].T.to(g.dtype) * self.shrinking[:width, None]
+        return (weights @ (z @ W_V).flatten(1)).view(width, *g.shape[1:])
 
     def through_heads(self, g: Directions, start: int, width: int) -> Float[Tensor, "head src target d"]:
         """The same, for each head apart."""
-        by_head = self._over_values(self._over_z(g, start), start, width)
-        rep = self.n_heads // self.n_kv
-        W_V = self.W_V.unflatten(1, (self.n_kv, self.d_head)).repeat_interleave(rep, 1)
-        return torch.stack([self._through_norm(v @ W_V[:, h].T) for h, v in enumerate(by_head)])
+        by_head = self._by_head(self.over_z(g, start), start, width) * self.shrinking[:width, None, None]
+        W_V = self.folded.W_V.unflatten(0, (self.n_kv, self.d_head)).repeat_interleave(self.n_heads // self.n_kv, 0)
+        return by_head @ W_V[:, None]
 
     def over_head(self, z: Float[Tensor, "pos target d_head"], head: int, start: int, width: int) -> Below:
         """Directions over one head's z as directions over the residual stream before attention."""
         spread = z.new_zeros(*z.shape[:2], self.n_heads, self.d_head)
         spread[:, :, head] = z
-        return self.from_values(self._over_values(spread, start, width))
+        return self.over_values(spread, start, width) @ self.folded.W_V
 
-    def from_values(self, by_head: Float[Tensor, "head src target d_head"]) -> Below:
-        """Directions over each head's values, the heads summed, as directions over the residual stream."""
-        n_pos, n_targets = by_head.shape[1:3]
-        by_kv = by_head.view(self.n_kv, -1, n_pos, n_targets, self.d_head).sum(1)
-        return self._through_norm(by_kv.permute(1, 2, 0, 3).reshape(n_pos, n_targets, -1) @ self.W_V.T)
+    def over_z(self, g: Directions, start: int) -> Float[Tensor, "pos target head d_head"]:
+        """Directions over what attention adds as directions over each head's z."""
+        norm = self.after_attention
+        g = g if norm is None else g / norm.scale[start : start + len(g), None].to(g.dtype)
+        return (g.flatten(0, 1) @ self.folded.W_O).view(*g.shape[:2], self.n_heads, self.d_head)
 
-    def _through_norm(self, g: Below) -> Below:
-        return g if self.before_attention is None else self.before_attention.back(g)
+    def over_values(self, z: Tensor, start: int, width: int) -> Float[Tensor, "src target kv"]:
+        """Directions over z as directions over the values' heads, divided by the scale of the norm before them."""
+        by_head = self._by_head(z, start, width)
+        if self.n_kv < self.n_heads:
+            by_head = by_head.unflatten(0, (self.n_kv, -1)).sum(1)
+        out = by_head.new_empty(width, z.shape[1], self.n_kv, self.d_head)
+        torch.mul(by_head.permute(1, 2, 0, 3), self.shrinking[:width, None, None, None], out=out)
+        return out.flatten(2)
 
-    def _over_z(self, g: Directions, start: int) -> Float[Tensor, "pos target head d_head"]:
-        g = g if self.after_attention is None else self.after_attention.back(g, start)
-        return (g @ self.W_O.T).unflatten(-1, (self.n_heads, self.d_head))
-
-    def _over_values(self, z: Tensor, start: int, width: int) -> Float[Tensor, "head src target d_head"]:
+    def _by_head(self, z: Tensor, start: int, width: int) -> Float[Tensor, "head src target d_head"]:
         n_pos, n_targets = z.shape[:2]
         pattern = self.pattern[:, start : start + n_pos, :width].to(z.dtype)
-        over = pattern.mT @ z.permute(2, 0, 1, 3).reshape(self.n_heads, n_pos, -1)
+        over = pattern.mT @ z.permute(2, 0, 1, 3).reshape(self.n_heads, n_pos, n_targets * self.d_head)
         over = over.view(self.n_heads, width, n_targets, self.d_head)
         if self.passing is None:
             return over
         passing = self.passing[:width].unflatten(1, (self.n_kv, self.d_head)).permute(1, 0, 2)
         return over * passing.repeat_interleave(self.n_heads // self.n_kv, 0)[:, :, None]
 
+    @cached_property
+    def shrinking(self) -> Float[Tensor, "pos"]:
+        """What directions over the norm's output are multiplied by: one over its scale."""
+        norm = self.before_attention
+        return self.W_V.new_ones(self.pattern.shape[1]) if norm is None else (1 / norm.scale[:, 0]).to(self.W_V.dtype)
+
     # --- forward
+
+    def spread(self, x: Float[Tensor, "src d_model"]) -> Float[Tensor, "pos d_model src"]:
+        """What `x` of each position, as a part of the residual stream before, comes to at every position after."""
+        v = (x @ self.folded.W_V.T) * self.shrinking[:, None]
+        v = v if self.passing is None else v * self.passing
+        v = v.unflatten(1, (self.n_kv, self.d_head)).repeat_interleave(self.n_heads // self.n_kv, 1)
+        z = self.pattern.permute(1, 2, 0)[..., None].to(v.dtype) * v
+        out = self.folded.W_O @ z.flatten(2).mT
+        out = out if self.after_attention is None else out / self.after_attention.scale[:, :, None].to(v.dtype)
+        out.diagonal(dim1=0, dim2=2).add_(x.T)
+        return out
 
     def values(self, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos kv"]:
         """Values of a residual stream, biases and clipping included, as the model computes them with scales held."""

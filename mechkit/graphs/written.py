@@ -1,6 +1,6 @@
 """What active features write: which are active, and products of reading directions with what they write."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mechkit.graphs.layers import Directions, Norm
 from mechkit.graphs.nodes import Node
+from mechkit.graphs.reach import Column
 
 _MOST = 0.4
 """Share of active features above which all of a dictionary's decoders are multiplied, and none is copied."""
@@ -84,19 +85,17 @@ class Written:
         """The columns of the features at positions from `start` to `stop`."""
         return slice(self.first[start], self.first[stop])
 
-    def meet(self, g: Directions, start: int) -> Float[Tensor, "target n"]:
-        """Products of directions at positions from `start` on with what is written there."""
+    def meet(self, g: Directions, start: int, out: Float[Tensor, "target n"]) -> None:
+        """Add products of directions at positions from `start` on with what is written there to `out`."""
         g = g if self.norm is None or not self.dense else self.norm.back(g, start)
         offsets = self.active.offsets
-        out = g.new_empty(g.shape[1], offsets[start + len(g)] - offsets[start])
         for i, (a, b) in enumerate(zip(offsets[start : start + len(g)], offsets[start + 1 :], strict=False)):
             if a < b:
-                here = slice(a - offsets[start], b - offsets[start])
+                here = out[:, a - offsets[start] : b - offsets[start]]
                 if self.dense:
-                    out[:, here] = (g[i] @ self.rows.T)[:, self.active.index[a:b]] * self.active.value[a:b]
+                    here += (g[i] @ self.rows.T)[:, self.active.index[a:b]] * self.active.value[a:b]
                 else:
-                    out[:, here] = g[i] @ self.rows[a:b].T
-        return out
+                    here.addmm_(g[i], self.rows[a:b].T)
 
     def total(self) -> Float[Tensor, "pos d_model"]:
         """What they write together at each position."""
@@ -115,3 +114,22 @@ def written_by(basis, active: Active, columns: Sequence[int], layer: int, norm: 
     rows = basis.writes(active.index.tolist(), layer) * active.value[:, None]
     rows = rows if norm is None else norm.at(rows, norm.scale[active.pos])
     return Written(basis.layer, active, columns, rows, False, None)
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """What is written at one place of a layer beside features: columns that are few, so that one product meets all."""
+
+    columns: Sequence[Column]
+    """The columns; an error has one for each position."""
+    vectors: Float[Tensor, "pos d_model column"]
+    """What is written at each position."""
+
+    @classmethod
+    def of(cls, written: Mapping[Column, Float[Tensor, "pos d_model"]]) -> "Beside":
+        """From what each column writes."""
+        return cls(list(written), torch.stack(list(written.values()), -1))
+
+    def meet(self, g: Directions, start: int) -> Float[Tensor, "pos target column"]:
+        """Products of directions at positions from `start` on with what is written there."""
+        return g @ self.vectors[start : start + len(g)]
