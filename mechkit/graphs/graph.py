@@ -25,6 +25,7 @@ from mechkit.graphs.blocks import Blocks
 from mechkit.graphs.influence import Kept, Matrix
 from mechkit.graphs.named import Named
 from mechkit.graphs.nodes import Node
+from mechkit.graphs.tested import Tested
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Meaning:
 
 
 @dataclass(eq=False)
-class AttributionGraph(Named):
+class AttributionGraph(Named, Tested):
     """The attribution graph of one prompt, with what is known of its nodes and how well it predicts."""
 
     attribution: Attribution

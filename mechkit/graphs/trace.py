@@ -44,7 +44,7 @@ def trace(
     All features get a row of the matrix unless `coverage` or `max_nodes` says otherwise: then the most influential
     ones, until that share of the influence on the targets is followed to its end (`graph.coverage`) or there are as
     many. `memory` is the most to use, in bytes (half of what is free, unless named). With `check`, every kept feature
-    is suppressed in the model and the change compared with the prediction, where the first target is a logit.
+    is suppressed in the model and the change of the first target compared with the prediction.
 
     Unit of the matrix: pre-activations and logits. Cost: one forward pass, matrix products, and with `check` three
     passes per kept feature. Raises ValueError for a prompt that is empty, too long or not one, for dictionaries that
@@ -70,7 +70,7 @@ def trace(
         max_nodes=max_nodes,
         memory=memory,
     )
-    if check and graph.roots[0].kind == "logit":
+    if check:
         from mechkit.graphs.check import check_graph
 
         graph.check = check_graph(graph)
