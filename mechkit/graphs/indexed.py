@@ -20,6 +20,12 @@ from mechkit.dictionaries.loading import WEIGHTS, read_saelens
 from mechkit.dictionaries.stored import Stored
 from mechkit.graphs.nodes import Node
 
+AUTOMATIC = " (automatic)"
+"""What the source of a label ends with where a program made it."""
+
+_LABELS = ("feature", "text", "source", "automatic")
+"""Columns of a table of labels."""
+
 _OFF = 0.01
 """Largest distance of a stored direction from the dictionary's, relative to its length: what bfloat16 rounds off."""
 
@@ -57,7 +63,7 @@ class Indexed(Protocol):
 
     @property
     def labels(self) -> Any:
-        """`labels.of(feature)` is a table of `text`, `source` and `automatic`."""
+        """`labels.all()` is a table of `feature`, `text`, `source` and `automatic`, a user's own first."""
         ...
 
     def examples(self, id: int, n: int = 5) -> Any:
@@ -199,7 +205,10 @@ def example_lists(index: Any, feature: int, n: int) -> list[tuple[list[str], lis
     ]
 
 
-def labels_of(index: Any, feature: int) -> list[tuple[str, str]]:
-    """What a feature is called and by whom, the user's own first; automatic ones marked so."""
-    rows = index.labels.of(feature).itertuples()
-    return [(row.text, f"{row.source} (automatic)" if row.automatic else row.source) for row in rows]
+def labels_of(index: Any) -> dict[int, list[tuple[str, str]]]:
+    """What features are called and by whom, by their number, the user's own first; automatic ones marked so."""
+    found: dict[int, list[tuple[str, str]]] = {}
+    rows = index.labels.all()
+    for feature, text, source, automatic in zip(*(rows[name] for name in _LABELS), strict=True):
+        found.setdefault(int(feature), []).append((text, source + AUTOMATIC * bool(automatic)))
+    return found

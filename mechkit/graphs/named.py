@@ -49,10 +49,12 @@ class Named:
         vars(self).pop("notes", None)
 
     def index_label(self, node: Node) -> str | None:
-        """What an index calls a feature, the user's own label before others; None where it has none."""
+        """What somebody called a feature in its index; None where only programs did, or nobody."""
+        from mechkit.graphs.indexed import AUTOMATIC
+
         if node.layer not in self.indexed or node.id not in self.notes:
             return None
-        return next((text for text, _ in self.notes[node.id].labels), None)
+        return next((text for text, source in self.notes[node.id].labels if not source.endswith(AUTOMATIC)), None)
 
     def label(self, node: "Node | str", text: str) -> None:
         """Call a node (itself, its id or its site) `text`; an empty text takes the label away.

@@ -10,7 +10,8 @@ given as an argument (`indexed`).
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mechkit.graphs.indexed import Indexed, example_lists, labels_of
+from mechkit.core.progress import progress
+from mechkit.graphs.indexed import AUTOMATIC, example_lists, labels_of
 from mechkit.graphs.nodes import Node
 from mechkit.graphs.promoted import promoted, written
 from mechkit.graphs.received import received, tokens_named
@@ -43,19 +44,29 @@ class Notes:
 def notes_of(graph, nodes: Sequence[Node]) -> dict[str, Notes]:
     """Notes of features, by node id, with what `graph.indexed` knows of them.
 
-    Cost: 2 d vocab FLOPs a feature, and a few reads of its index.
+    Cost: 2 d vocab FLOPs a feature, and about 5 ms to read its index where it has one.
     """
-    engine, reaching = graph.attribution, received(graph, nodes)
+    engine, reaching, known = graph.attribution, received(graph, nodes), _known(graph, nodes)
     told = promoted(engine, written(engine, nodes), [node.pos or 0 for node in nodes])
-    of_feature: dict[tuple[int, int], dict] = {}
     found: dict[str, Notes] = {}
     for node, words, parts in zip(nodes, told, reaching, strict=True):
-        key = node.layer, node.index or 0
-        if key not in of_feature:
-            of_feature[key] = _from_index(graph.indexed.get(node.layer), key[1])
-        raised_by = tokens_named(graph, parts)
-        found[node.id] = Notes(words.most, words.least, from_tokens=raised_by, to_tokens=words.named, **of_feature[key])
+        own, raised_by = known.get((node.layer, node.index or 0), {}), tokens_named(graph, parts)
+        found[node.id] = Notes(words.most, words.least, from_tokens=raised_by, to_tokens=words.named, **own)
     return found
+
+
+def _known(graph, nodes: Sequence[Node]) -> dict[tuple[int, int], dict]:
+    """What indexes know of each feature, by layer and number."""
+    labels = {layer: labels_of(index) for layer, index in graph.indexed.items()}
+    places = dict.fromkeys((node.layer, node.index or 0) for node in nodes if node.layer in graph.indexed)
+    return {
+        (layer, feature): {
+            "examples": example_lists(graph.indexed[layer], feature, N_EXAMPLES),
+            "labels": labels[layer].get(feature, []),
+            "density": float(graph.indexed[layer].density[feature]),
+        }
+        for layer, feature in (progress(list(places), "reading the index") if places else ())
+    }
 
 
 def in_words(from_tokens: Sequence[str], to_tokens: Sequence[str]) -> str:
@@ -67,21 +78,18 @@ def in_words(from_tokens: Sequence[str], to_tokens: Sequence[str]) -> str:
 
 
 def label_of(graph, node: Node) -> str | None:
-    """A node in words: the user's, its class's, an index's, or what it reads and promotes; None if nothing is known."""
+    """A node in words: the user's, its class's, an index's, or what it reads and promotes; None if nothing is known.
+
+    What a program called it stands beside what it reads and promotes.
+    """
     meaning, own = graph.meanings.get(node.id), graph.labels.get(node.id)
     if own is not None or meaning is not None:
         return own if own is not None else meaning.label
     if node.kind != "feature" or node.id not in graph.notes:
         return None
     notes = graph.notes[node.id]
-    return graph.index_label(node) or in_words(notes.from_tokens, notes.to_tokens) or None
-
-
-def _from_index(index: Indexed | None, feature: int) -> dict:
-    if index is None:
-        return {}
-    return {
-        "examples": example_lists(index, feature, N_EXAMPLES),
-        "labels": labels_of(index, feature),
-        "density": float(index.density[feature]),
-    }
+    text, source = notes.labels[0] if notes.labels else ("", "")
+    words = in_words(notes.from_tokens, notes.to_tokens)
+    if text and not source.endswith(AUTOMATIC):
+        return text
+    return "; ".join(one for one in (text, words) if one) or None

@@ -1,6 +1,7 @@
 """`trace`: from a model and a prompt to an attribution graph that has been checked."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ def trace(
     max_nodes: int | None = None,
     memory: int | None = None,
     check: bool = True,
+    index: Any = None,
 ) -> AttributionGraph:
     """The attribution graph of `model`'s answer to `prompt`: text, token ids, or `Prompts` of one prompt.
 
@@ -45,11 +47,13 @@ def trace(
     ones, until that share of the influence on the targets is followed to its end (`graph.coverage`) or there are as
     many. `memory` is the most to use, in bytes (half of what is free, unless named). With `check`, every kept feature
     is suppressed in the model and the change of the first target compared with the prediction.
+    `index` is what `mechkit.scan` made of the dictionaries, one or several: what features are called and where they
+    fire comes from there (`graph.explain`).
 
     Unit of the matrix: pre-activations and logits. Cost: one forward pass, matrix products, and with `check` three
     passes per kept feature. Raises ValueError for a prompt that is empty, too long or not one, for dictionaries that
-    do not fit the model, for targets that it has not, and for hooks and modules of the user's own that change its
-    linear parts; MemoryError where memory does not suffice, with what is needed and what fits.
+    do not fit the model, for an index of others, for targets that it has not, and for hooks and modules of the user's
+    own that change its linear parts; MemoryError where memory does not suffice, with what is needed and what fits.
     Source: Ameisen et al. 2025 (Circuit Tracing).
 
     >>> graph = trace(model, "35+59=")
@@ -70,6 +74,8 @@ def trace(
         max_nodes=max_nodes,
         memory=memory,
     )
+    if index is not None:
+        graph.explain(index)
     if check:
         from mechkit.graphs.check import check_graph
 
