@@ -135,7 +135,7 @@ class Attribution:
         for basis, active, columns in zip(self.bases, self.active, self.layout.features, strict=True):
             for layer in basis.reaches:
                 norm = self.norm_after(self.bases[layer])
-                found[layer].append(written_by(basis, active, columns, layer, norm, self.frozen.n_positions))
+                found[layer].append(written_by(basis, active, columns, layer, norm))
         return found
 
     @cached_property
@@ -152,16 +152,16 @@ class Attribution:
         return found
 
     @cached_property
-    def attention_constants(self) -> list[dict[str, Float[Tensor, "head pos d_model"]]]:
+    def attention_constants(self) -> list[dict[str, Float[Tensor, "pos d_model"]]]:
         """By layer, what biases write through attention, by name."""
         like = self.frozen.values["embed"][0]
         return [layer.attention_constants(like) for layer in self.frozen.layers]
 
-    @cached_property
-    def by_head(self) -> dict[tuple[str, int], Float[Tensor, "head pos d_model"]]:
-        """What biases write through each head, by name and layer, where they go through heads."""
-        constants = enumerate(self.attention_constants)
-        return {(name, layer): found[name] for layer, found in constants for name in found if len(found[name]) > 1}
+    def by_head(self, layer: int) -> Float[Tensor, "head pos d_model"]:
+        """What the bias of the norm before attention writes through each head, where there is one."""
+        maps, like = self.frozen.layers[layer], self.frozen.values["embed"][0]
+        values = maps.norm_values(like)
+        return like.new_zeros(maps.n_heads, *like.shape) if values is None else maps.attend_by_head(values)
 
     @cached_property
     def beside(self) -> list[dict[str, Beside]]:
@@ -169,13 +169,18 @@ class Attribution:
         found = []
         for layer, attention in enumerate(self.attention_constants):
             places: dict[str, dict[Column, Tensor]] = {
-                "attention": {("bias", name, layer): by_head.sum(0) for name, by_head in attention.items()}
+                "attention": {("bias", name, layer): written for name, written in attention.items()}
             }
             if self.bases:
                 places["mlp"] = {("error", layer): self.errors[layer]}
                 places["mlp"] |= {("bias", name, layer): vector for name, vector in self.mlp_constants[layer].items()}
             found.append({place: Beside.of(written) for place, written in places.items()})
         return found
+
+    @property
+    def is_short(self) -> bool:
+        """Whether positions are few against d_model."""
+        return _SHORT * self.frozen.n_positions <= self.frozen.model.cfg.d_model
 
     @cached_property
     def spread(self) -> dict[str, Float[Tensor, "pos d_model src"]]:
@@ -184,7 +189,7 @@ class Attribution:
         Empty where positions are many against d_model: then it is cheaper to take directions down to embeddings.
         """
         frozen, kinds = self.frozen, {"token": "embed", "position": "pos_embed"}
-        if _SHORT * frozen.n_positions > frozen.model.cfg.d_model:
+        if not self.is_short:
             return {}
         spread = frozen.layers[0].spread
         return {kind: spread(frozen.values[site][0]) for kind, site in kinds.items() if (kind,) in self.layout.first}
@@ -220,7 +225,9 @@ class Attribution:
 
     # --- the matrix
 
-    def blocks(self, targets: Sequence[Node], *, heads: bool = False, room: int = ROOM) -> Iterator[Block]:
+    def blocks(
+        self, targets: Sequence[Node], *, heads: bool = False, room: int = ROOM, label: str = "attribution"
+    ) -> Iterator[Block]:
         """Rows of the matrix for `targets`, those of one layer and position together, on the columns they reach.
 
         As many targets descend at once as `room` bytes hold.
@@ -232,7 +239,7 @@ class Attribution:
         groups: dict[tuple, list[int]] = {}
         for i, target in enumerate(targets):
             groups.setdefault(self._group(target), []).append(i)
-        for members in progress(list(groups.values()), "attribution"):
+        for members in progress(list(groups.values()), label):
             yield from self._blocks([targets[i] for i in members], members, heads, room)
 
     def rows(self, targets: Sequence[Node], *, heads: bool = False) -> Streams:

@@ -13,20 +13,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechkit.core.engine.memory import free_memory
-from mechkit.graphs.attribution import ROOM, Attribution
+from mechkit.graphs.attribution import Attribution
 from mechkit.graphs.blocks import Block, Blocks
+from mechkit.graphs.costs import Budget, row_bytes, said
 from mechkit.graphs.influence import Matrix
 from mechkit.graphs.nodes import Node
 
 _FIRST = 64
 """Rows of the first round."""
-
-_SHARE = 0.5
-"""Part of free memory that rows may take when no limit is named."""
-
-_DESCENT = 0.25
-"""Part of the limit that one descent may take."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +46,9 @@ def grow(
 ) -> Grown:
     """The rows of the roots and of as many features as `coverage`, `max_nodes` and `memory` ask for and allow.
 
-    Raises ValueError for values out of range, MemoryError where `memory` (half of what is free, unless named) holds
-    neither all rows nor as many as are asked for, with what is needed and what fits.
+    `memory` is for all that a graph takes beside the model and its dictionaries: the frozen model's values, what
+    active features write, rows and descents. Raises ValueError for values out of range, MemoryError where `memory`
+    (half of what is free, unless named) does not hold as many rows as are asked for, with what is needed and what fits.
     """
     if not 0 < coverage <= 1:
         raise ValueError(f"coverage is {coverage}; it is a share of influence, above 0 and at most 1")
@@ -61,15 +56,13 @@ def grow(
         raise ValueError(f"max_nodes is {max_nodes}; name at least one, or None for all")
     if memory is not None and memory <= 0:
         raise ValueError(f"memory is {memory} bytes; name a positive number of bytes")
-    limit = memory if memory is not None else int(_SHARE * free_memory(engine.frozen.final.device))
-    return _Growth(engine, weights, limit).run(coverage, max_nodes)
+    return _Growth(engine, weights, Budget.of(engine, memory)).run(coverage, max_nodes)
 
 
 class _Growth:
-    def __init__(self, engine: Attribution, weights: Float[Tensor, "root"], limit: int) -> None:
-        self.engine, self.weights, self.limit = engine, weights, limit
-        self.room = max(1, min(ROOM, int(_DESCENT * limit)))
-        self.sizes = torch.tensor([self.row_bytes(node) for node in engine.features], dtype=torch.float64)
+    def __init__(self, engine: Attribution, weights: Float[Tensor, "root"], budget: Budget) -> None:
+        self.engine, self.weights, self.budget = engine, weights, budget
+        self.sizes = row_bytes(engine)
         self.used = 0.0
         self.columns: list[int] = []
         self.blocks: list[Block] = []
@@ -77,8 +70,10 @@ class _Growth:
     def run(self, coverage: float, max_nodes: int | None) -> Grown:
         n = len(self.engine.features)
         most = n if max_nodes is None else min(n, max_nodes)
+        if self.budget.left <= 0:
+            raise self.nothing_fits()
         self.add_roots()
-        if most == n and coverage == 1.0 and self.fits(range(n)):
+        if most == n and coverage == 1.0 and self.fitting(range(n)) == n:
             self.add(range(n))
             return self.grown()
         while True:
@@ -86,9 +81,11 @@ class _Growth:
             chosen = self.next_round(found.matrix, coverage, most)
             if not chosen:
                 return found
-            if not self.fits(chosen):
-                raise self.too_much(found.matrix, coverage, most)
-            self.add(chosen)
+            del found
+            fits = self.fitting(chosen)
+            self.add(chosen[:fits])
+            if fits < len(chosen):
+                raise self.too_much(self.grown().matrix, coverage, most)
 
     def next_round(self, matrix: Matrix, coverage: float, most: int) -> list[int]:
         """The features that get a row next; none where that is enough."""
@@ -104,14 +101,15 @@ class _Growth:
     def add_roots(self) -> None:
         roots = self.engine.root_nodes
         offset = len(self.engine.sources)
-        for block in self.engine.blocks(roots, room=self.room):
+        for block in self.engine.blocks(roots, room=self.budget.room):
             self.blocks.append(replace(block, rows=block.rows + offset))
 
     def add(self, features: Sequence[int]) -> None:
         """Rows of these features; their blocks' rows are numbered by column for now, parts together."""
-        rows = self.engine.rows_of(features)
+        rows, done = self.engine.rows_of(features), len(self.columns)
+        label = f"features {done + 1} to {done + len(features)}"
         owners = torch.tensor([i for i in features for _ in self.parts(i)], dtype=torch.long)
-        for block in self.engine.blocks(rows, room=self.room):
+        for block in self.engine.blocks(rows, room=self.budget.room, label=label):
             self.blocks.append(replace(block, rows=owners[block.rows]))
         self.columns = sorted([*self.columns, *features])
         self.used += float(self.sizes[list(features)].sum())
@@ -119,25 +117,25 @@ class _Growth:
     def parts(self, feature: int) -> Sequence[str]:
         return self.engine.bases[self.engine.features[feature].layer].parts
 
-    def row_bytes(self, node: Node) -> int:
-        """Bytes of a feature's rows: each part's, and what they come to together."""
-        layout, width = self.engine.layout, (node.pos or 0) + 1
-        n_columns = sum(
-            layout.features[below][width] - layout.features[below][0] + width for below in range(node.layer)
-        )
-        n_parts = len(self.engine.bases[node.layer].parts)
-        copies = 1 if n_parts == 1 else 1 + n_parts
-        return copies * (n_columns + 2 * width + len(layout.biases)) * self.engine.frozen.final.element_size()
+    def fitting(self, features: Sequence[int]) -> int:
+        """How many of these features' rows fit, the first ones first."""
+        used = self.used + self.sizes[list(features)].cumsum(0)
+        return int((used <= self.budget.rows).sum())
 
-    def fits(self, features: Sequence[int]) -> bool:
-        return self.used + float(self.sizes[list(features)].sum()) <= (1 - _DESCENT) * self.limit
+    def nothing_fits(self) -> MemoryError:
+        budget, n = self.budget, len(self.sizes)
+        return MemoryError(
+            f"this prompt's values and its {n} active features take {said(budget.fixed)} before any row, and "
+            f"{said(budget.limit)} may be used; give more memory, a shorter prompt or sparser dictionaries"
+        )
 
     def too_much(self, matrix: Matrix, coverage: float, most: int) -> MemoryError:
-        needed = float(self.sizes.sort(descending=True).values[:most].sum()) / (1 - _DESCENT)
+        rows = float(self.sizes.sort(descending=True).values[:most].sum())
+        needed = self.budget.fixed + rows + self.budget.room
         reached = matrix.coverage
         asked = f"{most} rows" if coverage == 1 else f"a coverage of {coverage}"
         return MemoryError(
-            f"{asked} may need up to {_bytes(needed)}, and {_bytes(float(self.limit))} may be used: "
+            f"{asked} may need up to {said(needed)}, and {said(self.budget.limit)} may be used: "
             f"{len(self.columns)} of {len(self.sizes)} features fit, which cover {reached:.3f} of the influence; "
             f"give coverage={int(reached * 1000) / 1000} or max_nodes={max(1, len(self.columns))}, or more memory"
         )
@@ -179,11 +177,3 @@ class _Growth:
         slopes = self.engine.active[layer].slopes[:, active]
         values = (block.values.unflatten(0, (-1, k)) * slopes.T[:, :, None]).sum(1)
         return replace(block, rows=places[::k], values=values)
-
-
-def _bytes(n: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if n < 1024 or unit == "GiB":
-            break
-        n /= 1024
-    return f"{n:.3g} {unit}"

@@ -77,9 +77,15 @@ class Matrix:
     @property
     def coverage(self) -> float:
         """Share of the influence that is followed down to inputs and errors, not to features without a row."""
-        unexpanded = self.of_kind("feature")
-        unexpanded[self.own[self.own >= 0]] = False
+        unexpanded = self.of_kind("feature") & ~self._expanded
         return 1 - float(self.influence[unexpanded].sum() / self.weights.sum())
+
+    @property
+    def _expanded(self) -> Bool[Tensor, "source"]:
+        """Which sources are features that have a row."""
+        found = torch.zeros(len(self.sources), dtype=torch.bool, device=self.rows.device)
+        found[self.own[self.own >= 0]] = True
+        return found
 
     def share_of(self, counted: Bool[Tensor, "source"]) -> Callable[[Block], Tensor]:
         """From a block to its rows' shares of the `counted` sources."""
@@ -154,14 +160,14 @@ class Matrix:
         return {"replacement": float(inputs / (inputs + lost)), "completeness": float(complete)}
 
     def prune(self, node_threshold: float, edge_threshold: float) -> "Kept":
-        """The smallest set of features and errors holding `node_threshold` of all influence, with every embedding,
-        and the smallest set of edges between them holding `edge_threshold` of what is left; nodes that no path
-        joins to a root, or features without an input, are dropped.
+        """The smallest set of features with a row and errors holding `node_threshold` of their influence, with every
+        embedding, and the smallest set of edges between them holding `edge_threshold` of what is left; nodes that no
+        path joins to a root, or features without an input, are dropped.
         """
         for name, value in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
             if not 0 < value <= 1:
                 raise ValueError(f"{name} is {value}; it is a share of influence, above 0 and at most 1")
-        chosen = _largest(self.influence * self.of_kind("feature", "error"), node_threshold)
+        chosen = _largest(self.influence * (self.of_kind("error") | self._expanded), node_threshold)
         nodes = chosen | (self.of_kind(*INPUTS) & (self.influence > 0))
         kept_rows, share = self._rows(nodes), self.share_of(nodes)
         start = self._as_targets(self.descend(self._flow(nodes, kept_rows), self.weights)) * kept_rows

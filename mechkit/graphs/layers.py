@@ -207,32 +207,47 @@ class FrozenLayer:
         v = x @ self.W_V + self.b_V
         return v if self.passing is None or self.clipped is None else v * self.passing + self.clipped
 
-    def attend(self, v: Float[Tensor, "pos kv"]) -> Float[Tensor, "head pos d_model"]:
-        """What each head adds to the residual stream for these values, but for biases after it."""
+    def attend(self, v: Float[Tensor, "pos kv"]) -> Float[Tensor, "pos d_model"]:
+        """What all heads add to the residual stream for these values, but for biases after them."""
+        return self._after(self._z(v).transpose(0, 1).flatten(1) @ self.W_O)
+
+    def attend_by_head(self, v: Float[Tensor, "pos kv"]) -> Float[Tensor, "head pos d_model"]:
+        """The same, for each head apart."""
+        return torch.stack([self._after(z) for z in self._z(v) @ self.W_O.unflatten(0, (self.n_heads, self.d_head))])
+
+    def _z(self, v: Float[Tensor, "pos kv"]) -> Float[Tensor, "head pos d_head"]:
         spread = v.unflatten(1, (self.n_kv, self.d_head)).repeat_interleave(self.n_heads // self.n_kv, 1)
-        out = self.pattern.to(v.dtype) @ spread.transpose(0, 1) @ self.W_O.unflatten(0, (self.n_heads, self.d_head))
-        norm = self.after_attention
-        return out if norm is None else torch.stack([norm.forward(one) for one in out])
+        return self.pattern.to(v.dtype) @ spread.transpose(0, 1)
+
+    def _after(self, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
+        return x if self.after_attention is None else self.after_attention.forward(x)
 
     def attention_out(self, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
         """What attention adds to the residual stream `x`, biases included."""
-        b_O, norm = self.b_O.expand_as(x), self.after_attention
-        b_O = b_O if norm is None else norm.forward(b_O) + norm.bias(x)
-        return self.attend(self.values(x)).sum(0) + b_O
+        norm = self.after_attention
+        out = self.attend(self.values(x)) + self._after(self.b_O.expand_as(x))
+        return out if norm is None else out + norm.bias(x)
 
-    def attention_constants(self, like: Float[Tensor, "pos d_model"]) -> dict[str, Float[Tensor, "head pos d_model"]]:
-        """What biases add at each position through attention, by name: by head, or as of one where after all heads."""
+    def norm_values(self, like: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos kv"] | None:
+        """What the bias of the norm before attention puts into values; None where there is none."""
+        before = self.before_attention
+        if before is None or before.b is None:
+            return None
+        values = (before.b @ self.W_V).expand(len(like), -1)
+        return values if self.passing is None else values * self.passing
+
+    def attention_constants(self, like: Float[Tensor, "pos d_model"]) -> dict[str, Float[Tensor, "pos d_model"]]:
+        """What biases add at each position through attention, by name."""
         passing = 1.0 if self.passing is None else self.passing
-        before, after, constants = self.before_attention, self.after_attention, {}
-        if before is not None and before.b is not None:
-            constants["ln1.b"] = self.attend((before.b @ self.W_V).expand(len(like), -1) * passing)
-        constants["b_V"] = self.attend(self.b_V.expand(len(like), -1) * passing).sum(0, keepdim=True)
+        after, normed, constants = self.after_attention, self.norm_values(like), {}
+        if normed is not None:
+            constants["ln1.b"] = self.attend(normed)
+        constants["b_V"] = self.attend(self.b_V.expand(len(like), -1) * passing)
         if self.clipped is not None:
-            constants["clipped_v"] = self.attend(self.clipped).sum(0, keepdim=True)
-        b_O = self.b_O.expand_as(like)
-        constants["b_O"] = (b_O if after is None else after.forward(b_O))[None]
+            constants["clipped_v"] = self.attend(self.clipped)
+        constants["b_O"] = self._after(self.b_O.expand_as(like))
         if after is not None and after.b is not None:
-            constants[f"{self.after_names['attn']}.b"] = after.bias(like)[None]
+            constants[f"{self.after_names['attn']}.b"] = after.bias(like)
         return constants
 
 

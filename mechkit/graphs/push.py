@@ -90,16 +90,17 @@ class Descent:
         for i, column in enumerate(beside.columns):
             if column[0] == "error":
                 self.collect_places(column, self.engine.mlp_positions.start, met[..., i], self.start)
-            elif not self.heads or column[1:] not in self.engine.by_head:
-                self.collect(column, sums[i])
-            else:
+            elif self.heads and column[:2] == ("bias", "ln1.b"):
                 self.collect_by_head(column, sums[i])
+            else:
+                self.collect(column, sums[i])
 
     def collect_by_head(self, column: tuple, values: Float[Tensor, "target"]) -> None:
         """Add what a bias writes through each head: to the head's own stream where no head has come before."""
         self.collect(column, values[self.n_targets :], self.n_targets)
-        g, own = self.g[:, : self.n_targets], self.engine.by_head[column[1:]][:, self.start : self.start + len(self.g)]
-        self.collect(column, torch.einsum("ptd,hpd->ht", g, own).flatten(), len(values))
+        own = self.engine.by_head(column[2])[:, self.start : self.start + len(self.g)]
+        met = torch.einsum("ptd,hpd->ht", self.g[:, : self.n_targets], own)
+        self.collect(column, met.flatten(), len(values))
 
     def meet_embeddings(self) -> None:
         """Meet tokens and positions."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -44,6 +45,11 @@ class Active:
     def slopes(self) -> Float[Tensor, "part n"]:
         """Derivative of each activation by each of its parts."""
         return torch.stack([slope[self.pos, self.index] for slope in self.basis.slopes(self.x)])
+
+    @property
+    def is_most(self) -> bool:
+        """Whether so many are active that all decoders are multiplied, and none is copied."""
+        return len(self.index) > _MOST * len(self.x) * self.basis.d_features
 
     def nodes(self, basis) -> list[Node]:
         """Their nodes; a feature of one part has its pre-activation."""
@@ -88,10 +94,15 @@ class Written:
     def meet(self, g: Directions, start: int, out: Float[Tensor, "target n"]) -> None:
         """Add products of directions at positions from `start` on with what is written there to `out`."""
         g = g if self.norm is None or not self.dense else self.norm.back(g, start)
-        offsets = self.active.offsets
-        for i, (a, b) in enumerate(zip(offsets[start : start + len(g)], offsets[start + 1 :], strict=False)):
+        offsets = self.active.offsets[start : start + len(g) + 1]
+        counts = {b - a for a, b in pairwise(offsets)}
+        if not self.dense and len(counts) == 1:  # as many features at each position: one product for all
+            rows = self.rows[offsets[0] : offsets[-1]].unflatten(0, (len(g), -1))
+            out += (g @ rows.mT).transpose(0, 1).flatten(1)
+            return
+        for i, (a, b) in enumerate(pairwise(offsets)):
             if a < b:
-                here = out[:, a - offsets[start] : b - offsets[start]]
+                here = out[:, a - offsets[0] : b - offsets[0]]
                 if self.dense:
                     here += (g[i] @ self.rows.T)[:, self.active.index[a:b]] * self.active.value[a:b]
                 else:
@@ -107,9 +118,9 @@ class Written:
         return acts @ self.rows if self.norm is None else self.norm.forward(acts @ self.rows)
 
 
-def written_by(basis, active: Active, columns: Sequence[int], layer: int, norm: Norm | None, n_pos: int) -> Written:
+def written_by(basis, active: Active, columns: Sequence[int], layer: int, norm: Norm | None) -> Written:
     """What active features write to the MLP output of `layer`."""
-    if len(active.index) > _MOST * n_pos * basis.d_features:
+    if active.is_most:
         return Written(basis.layer, active, columns, basis.writes(range(basis.d_features), layer), True, norm)
     rows = basis.writes(active.index.tolist(), layer) * active.value[:, None]
     rows = rows if norm is None else norm.at(rows, norm.scale[active.pos])

@@ -105,13 +105,20 @@ def test_a_part_of_a_graph_can_be_pruned_checked_and_saved(model, bases, tmp_pat
 
 
 def test_memory_that_does_not_suffice_says_what_would_and_what_fits(model, bases):
-    with pytest.raises(
-        MemoryError, match=r"may need up to .*KiB, and .*KiB may be used: \d+ of \d+ features fit"
-    ) as caught:
-        mk.trace(model, TOKENS, bases, check=False, memory=30_000)
+    said = r"may need up to (\d+) KiB, and .*KiB may be used: (\d+) of \d+ features fit, which cover"
+    with pytest.raises(MemoryError, match=said) as caught:
+        mk.trace(model, TOKENS, bases, check=False, memory=270_000)
+    needed, n_fit = (int(number) for number in re.search(said, str(caught.value)).groups())
     fits = float(re.search(r"give coverage=([\d.]+)", str(caught.value))[1])
     assert 0.05 < fits < 1
-    assert mk.trace(model, TOKENS, bases, check=False, memory=30_000, coverage=fits).coverage >= fits
+    assert mk.trace(model, TOKENS, bases, check=False, memory=270_000, coverage=fits).coverage >= fits
+    assert mk.trace(model, TOKENS, bases, check=False, memory=270_000, max_nodes=n_fit).weighted.n_features == n_fit
+    assert mk.trace(model, TOKENS, bases, check=False, memory=(needed + 1) * 1024).coverage == pytest.approx(1)
+    with pytest.raises(MemoryError, match=r"its 241 active features take .* KiB before any row, and 29\.3 KiB may be"):
+        mk.trace(model, TOKENS, bases, check=False, memory=30_000)
+
+
+def test_options_out_of_range_are_refused(model, bases):
     for options, complaint in (
         ({"memory": 0}, "memory is 0 bytes"),
         ({"coverage": 0.0}, r"coverage is 0\.0"),
