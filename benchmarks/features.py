@@ -222,7 +222,9 @@ def a_million(n_tokens: int = MILLION) -> dict[str, Any]:
 
     model = mk.load("tinyworld")
     sae = list(saes_for(model).values())[-1]
-    tokens = corpus.batch(-(-n_tokens // model.cfg.n_ctx), width=model.cfg.n_ctx, seed=SEED)
+    width, n_parts = model.cfg.n_ctx, 64
+    n_rows = -(-n_tokens // (width * n_parts))
+    tokens = torch.cat([corpus.batch(n_rows, width=width, seed=SEED + i) for i in range(n_parts)])
     before = _peak()
     with tempfile.TemporaryDirectory() as folder:
         busy, wall = time.process_time(), time.perf_counter()

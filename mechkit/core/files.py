@@ -3,7 +3,7 @@
 import os
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
+from typing import IO
 
 import numpy as np
 
@@ -37,7 +37,14 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> Path:
 def write_array(path: str | os.PathLike, array: np.ndarray) -> None:
     """Write a `.npy` file. Raises OSError on a full disk, which `np.save` passes over where the array is small."""
     with Path(path).open("wb") as stream:
-        np.lib.format.write_array(SimpleNamespace(write=stream.write), array, allow_pickle=False)
+        np.lib.format.write_array(_Plain(stream), array, allow_pickle=False)
+
+
+class _Plain:
+    """A stream that NumPy takes for no file of the system, into which it writes unchecked."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.write = stream.write
 
 
 def _umask() -> int:

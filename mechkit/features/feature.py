@@ -38,9 +38,14 @@ class Feature:
             f"promotes {_named(self.promoted)}",
             f"suppresses {_named(self.suppressed)}",
         ]
-        lines += [f"{row.source}{', automatic' * row.automatic}: {row.text}" for row in self.labels.itertuples()]
+        told = zip(*(self.labels[key] for key in ("text", "source", "automatic")), strict=True)
+        lines += [f"{source}{', automatic' * automatic}: {text}" for text, source, automatic in told]
         return "\n".join(lines)
 
 
 def _named(tokens: pd.DataFrame) -> str:
-    return ", ".join(f"{row.text!r} {row.logit:+.2f}" for row in tokens.head(_SHOWN).itertuples()) or "nothing"
+    shown = tokens.head(_SHOWN)
+    return (
+        ", ".join(f"{text!r} {logit:+.2f}" for text, logit in zip(shown["text"], shown["logit"], strict=True))
+        or "nothing"
+    )

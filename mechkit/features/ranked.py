@@ -35,7 +35,8 @@ class Ranked:
     def _shown(self) -> pd.DataFrame:
         """The first rows, without columns of lists."""
         rows = self.rows.head(_SHOWN)
-        return rows[[name for name in rows if not any(isinstance(value, list) for value in rows[name])]]
+        lists = [name for name in rows if any(isinstance(value, list) for value in rows[name])]
+        return rows.drop(columns=lists)
 
     def __repr__(self) -> str:
         shown = self._shown().to_string(index=False, float_format=lambda x: f"{x:.4g}")
