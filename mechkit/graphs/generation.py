@@ -117,11 +117,7 @@ class _Steering:
 
     def _held(self) -> list[Hook]:
         """Patterns and scales of the prompt, held wherever a pass covers it."""
-        held = [
-            one
-            for one in self.frozen.freeze(mlps=False)
-            if (self.hold.attention if one.site.name == "pattern" else self.hold.norms)
-        ]
+        held = [one for one in self.frozen.freeze(mlps=False) if self.hold.holds(one.site.name)]
         return [(one.site.hook, self._holding(one.value, one.site.name == "pattern")) for one in held]
 
     def _holding(self, value: Tensor, is_pattern: bool):

@@ -39,6 +39,10 @@ class Hold:
     errors: bool = False
     """What dictionaries miss: they stand in for the MLPs, and norms after MLPs keep their scales."""
 
+    def holds(self, name: str) -> bool:
+        """Whether a site of this name, a pattern or a scale, is held."""
+        return self.attention if name == "pattern" else self.norms
+
 
 class HeldRuns:
     """Edited runs of a graph's prompt."""
@@ -84,11 +88,8 @@ class HeldRuns:
 
     def _held(self) -> list[Hook]:
         """Hooks that hold patterns and scales."""
-        held = [one for one in self.frozen.freeze(mlps=False) if self._is_held(one.site.name)]
+        held = [one for one in self.frozen.freeze(mlps=False) if self.hold.holds(one.site.name)]
         return [hook for one in held for hook in one.hooks(self.model, self.frozen.prompts)]
-
-    def _is_held(self, name: str) -> bool:
-        return self.hold.attention if name == "pattern" else self.hold.norms
 
     def _inputs(self, seen: dict[str, Tensor]) -> list[Hook]:
         """Hooks that note what dictionaries read, where that matters."""

@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from mechkit.graphs.changes import Reference
     from mechkit.graphs.check import Check
+    from mechkit.graphs.faithfulness import Faithfulness
     from mechkit.graphs.intervention import Intervened
 
 
@@ -31,6 +34,30 @@ class Tested:
         from mechkit.graphs.check import verify
 
         return verify(self, what, multiple=multiple, amount=amount, root=root, seed=seed)
+
+    def levels(self, *, root: int = 0) -> "pd.DataFrame":
+        """Agreement with the model as more of it is held, which says what the graph leaves out; see
+        `mechkit.graphs.levels.levels`.
+        """
+        from mechkit.graphs.levels import levels
+
+        return levels(self, root=root)
+
+    def faithfulness(
+        self,
+        keep: Any = None,
+        *,
+        root: int = 0,
+        reference: Any = None,
+        freeze: Sequence[str] = (),
+        seed: int = 0,
+    ) -> "Faithfulness":
+        """How much of a root is left when only the kept features are, all others taken out; see
+        `mechkit.graphs.faithfulness.faithfulness`.
+        """
+        from mechkit.graphs.faithfulness import faithfulness
+
+        return faithfulness(self, keep, root=root, reference=reference, freeze=freeze, seed=seed)
 
     def intervene(
         self,
