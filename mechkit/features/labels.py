@@ -57,12 +57,11 @@ class Labels:
 
     def of(self, feature: int) -> pd.DataFrame:
         """Labels of one feature: `text`, `source`, `automatic`; the user's own first."""
-        found = self._rows("select rowid, * from labels where sae = ? and feature = ?", (self.sae, feature))
-        return found.drop(columns="feature")
+        return self._rows("text, source, automatic", "sae = ? and feature = ?", (self.sae, feature))
 
     def all(self) -> pd.DataFrame:
         """Every label of the SAE: `feature`, `text`, `source`, `automatic`."""
-        return self._rows("select rowid, * from labels where sae = ?", (self.sae,))
+        return self._rows(COLUMNS, "sae = ?", (self.sae,))
 
     def search(self, text: str, n: int = 20) -> Ranked:
         """Features whose labels hold every word of `text` (or a word that begins like the last), best match first.
@@ -101,15 +100,13 @@ class Labels:
             raise ValueError(f"no explanations in '{path}'; they are objects with 'index' and 'description'")
         return self.add_all(found.items(), "neuronpedia", automatic=True)
 
-    def _rows(self, query: str, values: tuple) -> pd.DataFrame:
-        names = COLUMNS.split(", ")
-        if not self.path.is_file():
-            return pd.DataFrame(columns=names)
-        with closing(self._open()) as data:
-            found = data.execute(
-                f"select {COLUMNS} from ({query}) order by automatic, feature, rowid", values
-            ).fetchall()
-        return pd.DataFrame(found, columns=names).astype({"automatic": bool})
+    def _rows(self, columns: str, where: str, values: tuple) -> pd.DataFrame:
+        """Some columns, of which `automatic` is the last, of the labels that a condition picks."""
+        query, found = f"select {columns} from labels where {where} order by automatic, feature, rowid", []
+        if self.path.is_file():
+            with closing(self._open()) as data:
+                found = [(*row[:-1], bool(row[-1])) for row in data.execute(query, values)]
+        return pd.DataFrame(found, columns=columns.split(", "))
 
     def _open(self) -> sqlite3.Connection:
         data = sqlite3.connect(self.path, timeout=10)
