@@ -1,19 +1,23 @@
-"""What a graph looks like outside: JSON in Neuronpedia's graph schema, and the data of its page.
+"""What a graph looks like outside: one document, which its file, page and picture show.
 
-Both show what pruning kept. Biases are no nodes there: the JSON keeps what they add to each target, with the
-target's pre-activation, under the key `mechkit`.
+The document is JSON in Neuronpedia's graph schema. It holds what pruning kept; what the schema has no place for stands
+under the key `mechkit`: how the graph was made, scores, and of each node its class, share of the answer, plot and
+checks, of each edge the share of the answer along it and the heads that carry it. Biases are no nodes: each target says
+what they add to its pre-activation.
 """
 
-import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import accumulate
 
 import numpy as np
 
 from mechkit.graphs.graph import AttributionGraph
+from mechkit.graphs.headed import edge_heads, heads_are_affordable
 from mechkit.graphs.nodes import Node
 from mechkit.graphs.notes import label_of
 from mechkit.graphs.operands import OperandGrid
-from mechkit.graphs.supernodes import supernodes
 
 FEATURE_TYPES = {
     "feature": "cross layer transcoder",
@@ -22,24 +26,38 @@ FEATURE_TYPES = {
     "position": "embedding",
     "bos": "embedding",
     "logit": "logit",
+    "target": "logit",
 }
 """Neuronpedia's names of our kinds of nodes."""
 
+PINNED = 0.25
+"""Share of the strongest pathway from which on a pathway's nodes are pinned."""
 
-def graph_json(graph: AttributionGraph) -> str:
-    """The kept part of the graph as JSON text, valid against Neuronpedia's graph schema."""
+
+def graph_document(graph: AttributionGraph) -> dict:
+    """The kept part of the graph as JSON-able data, valid against Neuronpedia's graph schema."""
     sources = [graph.weighted.sources[i] for i in graph.kept_sources]
-    return json.dumps(
-        {
-            "metadata": _metadata(graph),
-            "qParams": {"pinnedIds": [], "supernodes": _supernode_lists(graph), "linkType": "both", "clickedId": ""},
-            "nodes": [_json_node(graph, node) for node in [*sources, *graph.logits]],
-            "links": [{"source": s, "target": t, "weight": weight} for s, t, weight, _ in _edges(graph)],
-            "mechkit": _rest(graph),
+    nodes, (links, edges) = [*sources, *graph.roots], _links(graph)
+    together, pathways = _together(graph, sources), _pathways(graph)
+    view = {"pinnedIds": _pinned(pathways), "supernodes": _supernode_lists(graph), "linkType": "both", "clickedId": ""}
+    return {
+        "metadata": _metadata(graph),
+        "qParams": view,
+        "nodes": [_json_node(graph, node, together) for node in nodes],
+        "links": links,
+        "mechkit": {
+            "made": dict(graph.meta),
+            "scores": {name: _finite(value) for name, value in graph.scores.items()},
+            "exact_error": None if graph.check is None else graph.check.exact_error,
+            "n_layers": graph.attribution.frozen.model.cfg.n_layers,
+            "operands": _operands(graph),
+            "pathways": pathways,
+            "tables": _tables(graph),
+            "supernodes": {check.name: _effects(check) for check in graph.supernode_checks},
+            "nodes": _about(graph, nodes),
+            "edges": edges,
         },
-        ensure_ascii=False,
-        allow_nan=False,
-    )
+    }
 
 
 def _metadata(graph: AttributionGraph) -> dict:
@@ -59,11 +77,12 @@ def _metadata(graph: AttributionGraph) -> dict:
 
 
 def _supernode_lists(graph: AttributionGraph) -> list[list[str]]:
-    return [[name, *(node.id for node in nodes)] for name, nodes in supernodes(graph, kept=True).items()]
+    return [[name, *(node.id for node in nodes)] for name, nodes in graph.supernodes.items()]
 
 
-def _json_node(graph: AttributionGraph, node: Node) -> dict:
-    layer = {"token": "E", "position": "E", "logit": str(node.layer + 1)}.get(node.kind, str(node.layer))
+def _json_node(graph: AttributionGraph, node: Node, together: Mapping[str, float]) -> dict:
+    top = node.kind in ("logit", "target")
+    layer = {"token": "E", "position": "E"}.get(node.kind, str(node.layer + top))
     feature = {"feature": _cantor(node), "error": -1}.get(node.kind, node.index)
     return {
         "node_id": node.id,
@@ -73,12 +92,20 @@ def _json_node(graph: AttributionGraph, node: Node) -> dict:
         "feature_type": FEATURE_TYPES[node.kind],
         "jsNodeId": f"{node.id}-0",
         "clerp": node_label(graph, node),
-        "influence": None if node.kind == "logit" else _influence(graph, node),
+        "influence": together.get(node.id),
         "activation": node.value if node.kind == "feature" else None,
-        "token_prob": _probability(graph, node),
-        "is_target_logit": node.kind == "logit",
+        "token_prob": graph.probabilities.get(node.id),
+        "is_target_logit": top,
         "reverse_ctx_idx": 0,
     }
+
+
+def _together(graph: AttributionGraph, sources: list[Node]) -> dict[str, float]:
+    """What Neuronpedia calls the influence of a node: the share that it and all stronger nodes hold together."""
+    strongest = sorted(sources, key=lambda node: -_influence(graph, node))
+    total = float(graph.weighted.influence.sum()) or 1.0
+    held = accumulate(_influence(graph, node) for node in strongest)
+    return {node.id: min(1.0, value / total) for node, value in zip(strongest, held, strict=True)}
 
 
 def _cantor(node: Node) -> int:
@@ -87,48 +114,76 @@ def _cantor(node: Node) -> int:
     return (x + y) * (x + y + 1) // 2 + y
 
 
-def _rest(graph: AttributionGraph) -> dict:
-    """What the schema has no place for."""
-    biases = graph.weighted.of_kind("bias")
-    sums = graph.weighted.rows.per_row(lambda block: block.values[:, block.take(biases)].sum(1)).tolist()
-    targets = {
-        node.id: {"preactivation": node.preactivation, "biases": bias}
-        for node, bias in zip(graph.weighted.targets, sums, strict=True)
-        if node.root is not None or bool(graph.kept.nodes[graph.column_of(node)])
-    }
-    scores = {name: _finite(value) for name, value in graph.scores.items()}
-    return {"made": dict(graph.meta), "scores": scores, "targets": targets, "exact_error": _exact_error(graph)}
+def _about(graph: AttributionGraph, nodes: list[Node]) -> dict[str, dict]:
+    """What is known of each node beyond the schema, by id."""
+    checks, biases = _node_checks(graph), _biases(graph)
+    return {node.id: _about_node(graph, node, checks) | biases.get(node.id, {}) for node in nodes}
 
 
-def _exact_error(graph: AttributionGraph) -> float | None:
-    return None if graph.check is None else graph.check.exact_error
+def _about_node(graph: AttributionGraph, node: Node, checks: dict) -> dict:
+    from mechkit.viz.heatmap_png import grey_png
+
+    known = {"kind": node.kind, "layer": node.layer, "pos": node.pos, "index": node.index, "name": node.name}
+    about = {**known, "value": node.value, "preactivation": node.preactivation, "site": str(node.site)}
+    if node.root is not None:
+        about["root"] = node.root
+    else:
+        about["influence"] = _influence(graph, node)
+    meaning = graph.meanings.get(node.id)
+    if meaning is not None:
+        about |= {"class": meaning.group, "class_share": meaning.share, "of": meaning.of}
+    if node.id in checks:
+        about["check"] = checks[node.id]
+    if node.id in graph.notes:
+        about["notes"] = asdict(graph.notes[node.id])
+    if node.id in graph.plots:
+        picture, peak = grey_png(graph.plots[node.id].clamp_min(0).numpy())
+        about["plot"] = {"png": picture, "max": peak}
+    return about
 
 
-def page_payload(graph: AttributionGraph) -> dict:
-    """The data of the graph's page, `viz.graph_page.render_graph_page`."""
-    sources = [graph.weighted.sources[i] for i in graph.kept_sources]
-    checks = _node_checks(graph)
-    groups = {node.id: name for name, nodes in graph.supernodes.items() for node in nodes}
-    answer, tokens = graph.logits[0], list(graph.meta["tokens"])
-    return {
-        "title": graph.meta["prompt"],
-        "model": graph.meta["model"],
-        "tokens": tokens,
-        "n_layers": graph.attribution.frozen.model.cfg.n_layers,
-        "answer": {"token": answer.name, "probability": _probability(graph, answer)},
-        "scores": [_score(name, value) for name, value in graph.scores.items() if _finite(value) is not None],
-        "operands": _operands(graph),
-        "nodes": [_page_node(graph, node, checks, groups) for node in [*sources, *graph.logits]],
-        "edges": [
-            {"source": s, "target": t, "weight": weight, "influence": share} for s, t, weight, share in _edges(graph)
-        ],
-        "pathways": [
-            {"text": path.text, "share": path.share, "nodes": list(dict.fromkeys(node.id for node in path.nodes))}
-            for path in graph.pathways()
-        ],
-        "tables": _tables(graph),
-        "made": {name: str(value) for name, value in graph.meta.items() if value and name not in ("tokens", "prompt")},
-    }
+def _biases(graph: AttributionGraph) -> dict[str, dict]:
+    """What biases add to the row of each target, by id."""
+    of_biases = graph.weighted.of_kind("bias")
+    sums = graph.weighted.rows.per_row(lambda block: block.values[:, block.take(of_biases)].sum(1)).tolist()
+    return {node.id: {"biases": value} for node, value in zip(graph.weighted.targets, sums, strict=True)}
+
+
+def _links(graph: AttributionGraph) -> tuple[list[dict], dict[str, list]]:
+    """Kept edges, largest share of the answer first, and what is known of each beyond the schema."""
+    sources, targets = graph.weighted.sources, graph.weighted.targets
+    places, weights, through = (values.tolist() for values in graph.kept_edges)
+    links = [
+        {"source": sources[s].id, "target": targets[t].id, "weight": _short(weight)}
+        for (t, s), weight in zip(places, weights, strict=True)
+    ]
+    return links, {"influence": [_short(share) for share in through], "heads": list(edge_heads(graph))}
+
+
+def _pathways(graph: AttributionGraph) -> list[dict]:
+    """The strongest pathways; none where their heads would cost too much."""
+    if not heads_are_affordable(graph):
+        return []
+    return [
+        {
+            "text": path.text,
+            "share": path.share,
+            "nodes": list(dict.fromkeys(node.id for node in path.nodes)),
+            "supernodes": list(path.supernodes),
+        }
+        for path in graph.pathways()
+    ]
+
+
+def _pinned(pathways: list[dict]) -> list[str]:
+    """Nodes of the subgraph that a page opens with: those of every pathway that counts beside the strongest."""
+    largest = max((path["share"] for path in pathways), default=0.0)
+    chosen = [path["nodes"] for path in pathways if path["share"] >= PINNED * largest]
+    return list(dict.fromkeys(name for nodes in chosen for name in nodes))
+
+
+def _effects(check) -> dict[str, float | str]:
+    return {name: getattr(check, name) for name in ("predicted", "frozen", "measured", "answer")}
 
 
 SCORES = {
@@ -149,10 +204,6 @@ def level_table(graph: AttributionGraph) -> list[list[str]]:
     return [list(summary.columns), *rows]
 
 
-def _score(name: str, value: float | None) -> dict:
-    return {"name": name, "value": value, "meaning": SCORES[name]}
-
-
 def _operands(graph: AttributionGraph) -> dict | None:
     operands = OperandGrid.operands_of(graph.meta["prompt"])
     if operands is None or not graph.plots:
@@ -160,37 +211,13 @@ def _operands(graph: AttributionGraph) -> dict | None:
     return {"names": ["a", "b"], "values": list(operands), "size": len(next(iter(graph.plots.values())))}
 
 
-def _page_node(graph: AttributionGraph, node: Node, checks: dict, groups: dict[str, str]) -> dict:
-    from mechkit.viz.heatmap_png import grey_png
-
-    meaning = graph.meanings.get(node.id)
-    shown = {
-        "id": node.id,
-        "kind": node.kind,
-        "layer": node.layer,
-        "pos": node.pos,
-        "label": node_label(graph, node),
-        "class": None if meaning is None else meaning.group,
-        "class_share": None if meaning is None else meaning.share,
-        "supernode": groups.get(node.id),
-        "activation": node.value if node.kind == "feature" else None,
-        "influence": 1.0 if node.kind == "logit" else _influence(graph, node),
-        "check": checks.get(node.id),
-        "text": str(node.site),
-    }
-    if node.id in graph.plots:
-        picture, peak = grey_png(graph.plots[node.id].clamp_min(0).numpy())
-        shown["plot"] = {"png": picture, "max": peak}
-    return shown
-
-
 def node_label(graph: AttributionGraph, node: Node) -> str:
     """A node in words: what it is called, means, reads and promotes, where that is known."""
     known = label_of(graph, node)
     if known is not None:
         return known
-    if node.kind == "logit":
-        return f"answer {node.name}"
+    if node.kind in ("logit", "target"):
+        return f"answer {node.name}" if node.kind == "logit" else node.name
     at = graph.meta["tokens"][node.pos or 0]
     words = {
         "token": f"token {node.name}",
@@ -201,22 +228,8 @@ def node_label(graph: AttributionGraph, node: Node) -> str:
     return words.get(node.kind, f"L{node.layer} feature {node.index} at {at}")
 
 
-def _edges(graph: AttributionGraph) -> list[tuple[str, str, float, float]]:
-    """Kept edges by node id with signed weight and share of the answer, largest share first."""
-    sources, targets = graph.weighted.sources, graph.weighted.targets
-    places, weights, through = (values.tolist() for values in graph.kept_edges)
-    return [
-        (sources[s].id, targets[t].id, weight, share)
-        for (t, s), weight, share in zip(places, weights, through, strict=True)
-    ]
-
-
 def _influence(graph: AttributionGraph, node: Node) -> float:
     return float(graph.weighted.influence[graph.column_of(node)])
-
-
-def _probability(graph: AttributionGraph, node: Node) -> float | None:
-    return None if node.kind != "logit" else graph.probabilities[node.id]
 
 
 def _node_checks(graph: AttributionGraph) -> dict[str, dict[str, float]]:
@@ -267,3 +280,8 @@ def _number(value: float) -> str:
 
 def _finite(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else float(value)
+
+
+def _short(value: float) -> float:
+    """To the digits that a float32 has."""
+    return float(f"{value:.7g}")

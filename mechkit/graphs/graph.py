@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +26,11 @@ from mechkit.graphs.influence import Kept, Matrix
 from mechkit.graphs.named import Named
 from mechkit.graphs.nodes import Node
 from mechkit.graphs.tested import Tested
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mechkit.graphs.saved import SavedGraph
 
 
 @dataclass(frozen=True)
@@ -195,20 +200,42 @@ class AttributionGraph(Named, Tested):
         values = torch.tensor(list(shares.values()))[:, None]
         return Result.of_sites(map(Site.parse, shares), values, "share of the answer", self.meta)
 
-    def save(self, path: str | PathLike) -> Path:
-        """Write the kept part as JSON in Neuronpedia's graph schema. Returns the path."""
-        from mechkit.core.files import write_atomic
-        from mechkit.graphs.export import graph_json
+    def shown(self) -> "SavedGraph":
+        """What files and pages show: the kept part, without the model. Cost: within a budget, heads of the edges."""
+        from mechkit.graphs.export import graph_document
+        from mechkit.graphs.saved import SavedGraph
 
-        return write_atomic(path, graph_json(self))
+        return SavedGraph(graph_document(self))
+
+    @staticmethod
+    def load(path: str | PathLike) -> "SavedGraph":
+        """The graph of a JSON file: what `save` wrote, or circuit-tracer or Neuronpedia.
+
+        Raises ValueError, naming the file, for one that is damaged or no graph.
+        """
+        from mechkit.graphs.saved import SavedGraph
+
+        return SavedGraph.load(path)
+
+    def frame(self) -> "pd.DataFrame":
+        """One row per kept node: where it is, what it means, its share of the answer, its effects where checked."""
+        return self.shown().frame()
+
+    def save(self, path: str | PathLike) -> Path:
+        """Write the kept part as JSON in Neuronpedia's graph schema; `load` reads it. Returns the path."""
+        return self.shown().save(path)
 
     def to_html(self, path: str | PathLike) -> Path:
         """Write one self-contained page that shows the kept part and works with no network. Returns the path."""
-        from mechkit.core.files import write_atomic
-        from mechkit.graphs.export import page_payload
-        from mechkit.viz.graph_page import render_graph_page
+        return self.shown().to_html(path)
 
-        return write_atomic(path, render_graph_page(page_payload(self)))
+    def to_png(self, path: str | PathLike) -> Path:
+        """Write a picture of the strongest nodes by position and layer, with their edges. Returns the path."""
+        return self.shown().to_png(path)
+
+    def view(self, height: int = 860) -> Any:
+        """The page as an object that a notebook shows in a frame of `height` pixels, with no network."""
+        return self.shown().view(height)
 
     def __repr__(self) -> str:
         answer, kept = self.logits[0], len(self.kept_sources)

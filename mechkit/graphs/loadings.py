@@ -22,7 +22,7 @@ def carried(graph, targets: Sequence[int], groups: Int[Tensor, "source"]) -> Flo
     engine, matrix, cfg = graph.attribution, graph.weighted, graph.attribution.frozen.model.cfg
     n_groups = int(groups.max()) + 1 if len(groups) else 0
     out = matrix.weights.new_zeros(1 + cfg.n_layers * cfg.n_heads, len(targets), n_groups)
-    rows, owner, factor = _rows(graph, targets)
+    rows, owner, factor = rows_of_targets(graph, targets)
     for block in engine.blocks(rows, heads=True):
         mine, back = owner[block.rows].unique(return_inverse=True)
         values = block.values.new_zeros(block.values.shape[0], len(mine), block.values.shape[2])
@@ -35,7 +35,7 @@ def carried(graph, targets: Sequence[int], groups: Int[Tensor, "source"]) -> Flo
     return out
 
 
-def _rows(graph, targets: Sequence[int]) -> tuple[list, Int[Tensor, "row"], Float[Tensor, "row"]]:
+def rows_of_targets(graph, targets: Sequence[int]) -> tuple[list, Int[Tensor, "row"], Float[Tensor, "row"]]:
     """The rows of these targets, which target each is of, and what it is multiplied by."""
     engine, matrix = graph.attribution, graph.weighted
     rows, owner, factor = [], [], []

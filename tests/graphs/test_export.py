@@ -7,7 +7,8 @@ import jsonschema
 import pytest
 
 import mechkit as mk
-from mechkit.graphs.export import graph_json, page_payload
+from mechkit.graphs.export import graph_document
+from mechkit.graphs.headed import edge_heads
 from mechkit.graphs.meanings import add_operand_meanings
 from tests.conftest import tiny_model
 from tests.graphs.brute import random_transcoders
@@ -23,14 +24,14 @@ def graph(addition):
 
 
 def test_the_json_is_valid_against_neuronpedias_schema(graph):
-    schema, data = json.loads(SCHEMA.read_text()), json.loads(graph_json(graph))
+    schema, data = json.loads(SCHEMA.read_text()), graph_document(graph)
     assert list(jsonschema.Draft7Validator(schema).iter_errors(data)) == []
     del data["nodes"][0]["feature_type"]
     assert len(list(jsonschema.Draft7Validator(schema).iter_errors(data))) == 1
 
 
 def test_ids_are_unique_and_links_join_nodes(graph):
-    data = json.loads(graph_json(graph))
+    data = graph_document(graph)
     ids = [node["node_id"] for node in data["nodes"]]
     assert len(ids) == len(set(ids)) > 20
     assert len({node["jsNodeId"] for node in data["nodes"]}) == len(ids)
@@ -40,7 +41,7 @@ def test_ids_are_unique_and_links_join_nodes(graph):
 
 
 def test_what_the_file_says_of_biases_completes_each_row(graph):
-    data = json.loads(graph_json(graph))["mechkit"]["targets"]
+    data = graph_document(graph)["mechkit"]["nodes"]
     columns = ~graph.weighted.of_kind("bias")
     for node, row in zip(graph.targets, graph.matrix(), strict=True):
         if node.id in data:
@@ -72,10 +73,50 @@ def test_text_of_prompts_is_escaped_in_the_page(tmp_path):
 
 
 def test_every_kept_feature_has_a_plot_a_meaning_and_a_check(graph):
-    nodes = [node for node in page_payload(graph)["nodes"] if node["kind"] == "feature"]
-    assert nodes
-    for node in nodes:
+    document = graph_document(graph)
+    labels = {node["node_id"]: node["clerp"] for node in document["nodes"]}
+    about = {name: node for name, node in document["mechkit"]["nodes"].items() if node["kind"] == "feature"}
+    assert about
+    for name, node in about.items():
         assert node["plot"]["max"] > 0
         assert node["class"]
-        assert node["label"]
+        assert labels[name]
         assert set(node["check"]) == {"predicted", "direct", "frozen", "measured"}
+
+
+def test_heads_of_an_edge_are_its_loadings_and_sum_to_it(graph):
+    document = graph_document(graph)
+    targets = {node.id: node for node in graph.weighted.targets}
+    cfg = graph.attribution.frozen.model.cfg
+    names = ["no head", *(f"L{layer}.H{head}" for layer in range(cfg.n_layers) for head in range(cfg.n_heads))]
+    for link, heads in zip(document["links"][:30], document["mechkit"]["edges"]["heads"], strict=False):
+        column = [node.id for node in graph.weighted.sources].index(link["source"])
+        loadings = graph.head_loadings([targets[link["target"]]])[:, 0, column]
+        assert float(loadings.sum()) == pytest.approx(link["weight"], rel=1e-4, abs=1e-6)
+        assert heads
+        for name, share in heads:
+            # shares are written with three digits
+            assert share == pytest.approx(float(loadings[names.index(name)]) / link["weight"], abs=6e-4)
+
+
+def test_heads_end_where_the_budget_does(graph):
+    everything, nothing = edge_heads(graph), edge_heads(graph, budget=0.0)
+    assert None not in everything
+    assert set(map(bool, nothing)) == {False}
+
+
+def test_a_graph_of_other_targets_is_valid_too():
+    model = tiny_model()
+    graph = mk.trace(model, [1, 2, 3], random_transcoders(model), targets=["L1.H0.z@-1"])
+    document = graph_document(graph)
+    assert list(jsonschema.Draft7Validator(json.loads(SCHEMA.read_text())).iter_errors(document)) == []
+    assert [node.kind for node in graph.shown().roots] == ["target"]
+
+
+def test_neuronpedias_influence_counts_a_node_with_all_that_are_stronger(graph):
+    document = graph_document(graph)
+    shares = {name: node.get("influence") for name, node in document["mechkit"]["nodes"].items()}
+    held = {node["node_id"]: node["influence"] for node in document["nodes"] if node["influence"] is not None}
+    order = sorted(held, key=lambda name: -shares[name])
+    assert [held[name] for name in order] == sorted(held.values())
+    assert 0 < held[order[0]] < held[order[-1]] <= 1

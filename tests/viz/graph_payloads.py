@@ -1,4 +1,4 @@
-"""Seeded payloads of attribution-graph pages: small, large, hostile."""
+"""Seeded documents of attribution graphs, as pages show them: small, large, hostile."""
 
 import numpy as np
 
@@ -24,39 +24,102 @@ LARGE = {"n_layers": 6, "n_features": 720, "n_edges": 7000, "n_biases": 12}
 WORDS = "The quick brown fox  jumps over the lazy dog near\n the Golden Gate Bridge while a counter reaches 59"
 
 
+def document_of(payload: dict) -> dict:
+    """The document of a plain list of nodes and edges."""
+    nodes = payload["nodes"]
+    return {
+        "metadata": {
+            "slug": "made-up",
+            "scan": payload.get("model", "model"),
+            "prompt_tokens": payload["tokens"],
+            "prompt": payload["title"],
+        },
+        "qParams": {"pinnedIds": [], "supernodes": _supernodes(nodes), "linkType": "both", "clickedId": ""},
+        "nodes": [_json_node(node) for node in nodes],
+        "links": [{name: edge[name] for name in ("source", "target", "weight")} for edge in payload["edges"]],
+        "mechkit": {
+            "n_layers": payload["n_layers"],
+            "scores": payload.get("scores", {}),
+            "made": payload.get("made", {}),
+            "nodes": {node["id"]: _about(node) for node in nodes},
+            "edges": {"heads": [edge.get("heads") for edge in payload["edges"]]},
+            **{name: payload[name] for name in ("pathways", "tables", "operands") if name in payload},
+        },
+    }
+
+
+def _supernodes(nodes: list[dict]) -> list[list[str]]:
+    names = dict.fromkeys(node["supernode"] for node in nodes if node.get("supernode"))
+    return [[name, *(node["id"] for node in nodes if node.get("supernode") == name)] for name in names]
+
+
+def _json_node(node: dict) -> dict:
+    is_top = node["kind"] == "logit"
+    return {
+        "node_id": node["id"],
+        "feature": -1,
+        "layer": "E" if node["layer"] < 0 else str(node["layer"] + is_top),
+        "ctx_idx": node["pos"] or 0,
+        "feature_type": "logit" if is_top else "cross layer transcoder",
+        "jsNodeId": f"{node['id']}-0",
+        "clerp": str(node.get("label", node["id"])),
+        "activation": node.get("activation"),
+        "token_prob": node.get("probability"),
+    }
+
+
+def _about(node: dict) -> dict:
+    names = ("kind", "layer", "pos", "influence", "class", "class_share", "check", "plot", "notes")
+    about = {name: node[name] for name in names if node.get(name) is not None or name == "pos"}
+    return about | {"name": node.get("label", node["id"]), "site": node.get("text")}
+
+
 def small_payload(seed: int = 0) -> dict:
     """A page like the one of `35+59=`: 4 tokens, 2 layers, about 120 nodes, 800 edges, every part filled."""
     payload = make_payload("35+59=", seed=seed, **SMALL)
-    return payload | _everything_else(payload["nodes"])
+    return document_of(payload | _everything_else(payload["nodes"]))
 
 
 def large_payload(seed: int = 1) -> dict:
     """24 tokens, 6 layers, about 900 nodes, 7,000 edges; no operands, no pathways, no tables."""
     tokens = [word if at == 0 else f" {word}" for at, word in enumerate(WORDS.split(" "))]
     tokens = [*tokens, " and", " then", " stops", ".", "<|endoftext|>"][:24]
-    return make_payload(WORDS, tokens=tokens, seed=seed, plots=False, **LARGE)
+    return document_of(make_payload(WORDS, tokens=tokens, seed=seed, plots=False, **LARGE))
 
 
 def evil_payload() -> dict:
     """The small page with markup in every place where a text can be."""
-    payload = small_payload(seed=2)
-    payload["title"] = payload["model"] = EVIL[0]
-    payload["tokens"] = list(EVIL)
-    payload["answer"] = {"token": EVIL[0], "probability": 0.5}
-    for at, node in enumerate(payload["nodes"]):
-        node["label"] = EVIL[at % len(EVIL)]
-        node["text"] = EVIL[0]
-        node["supernode"] = EVIL[1] if at % 3 else None
-        if node["class"] == "other":
-            node["class"] = EVIL[0]
-    for item in payload["pathways"]:
+    document = small_payload(seed=2)
+    document["metadata"] = {"slug": EVIL[0], "scan": EVIL[0], "prompt": EVIL[0], "prompt_tokens": list(EVIL)}
+    for at, node in enumerate(document["nodes"]):
+        node["clerp"] = EVIL[at % len(EVIL)]
+    more = document["mechkit"]
+    for at, about in enumerate(more["nodes"].values()):
+        about["name"] = EVIL[at % len(EVIL)]
+        if about.get("class") == "other":
+            about["class"] = EVIL[0]
+        if about["kind"] == "feature":
+            about["notes"] = evil_notes()
+    groups = document["qParams"]["supernodes"]
+    document["qParams"]["supernodes"] = [[f"{EVIL[1]}{at}", *members] for at, (_, *members) in enumerate(groups)]
+    document["qParams"]["pinnedIds"] = [node["node_id"] for node in document["nodes"][:40]]
+    for item in more["pathways"]:
         item["text"] = EVIL[0]
-    payload["scores"] = [{"name": EVIL[0], "value": 0.5, "meaning": EVIL[1]}]
-    payload["tables"] = [
-        {"title": EVIL[0], "note": EVIL[1], "columns": [EVIL[0], EVIL[1]], "rows": [[EVIL[0], EVIL[1]]]}
-    ]
-    payload["made"] = {EVIL[0]: EVIL[1]}
-    return payload
+    more["scores"] = {EVIL[0]: 0.5}
+    more["tables"] = [{"title": EVIL[0], "note": EVIL[1], "columns": [EVIL[0], EVIL[1]], "rows": [[EVIL[0], EVIL[1]]]}]
+    more["made"] = {EVIL[0]: EVIL[1]}
+    more["edges"]["heads"] = [[[EVIL[0], 0.9]] for _ in document["links"]]
+    return document
+
+
+def evil_notes() -> dict:
+    """Notes with markup in every text."""
+    return {
+        "promoted": [[text, 1.0] for text in EVIL],
+        "suppressed": [[EVIL[0], -1.0]],
+        "examples": [[list(EVIL), [0.0, 1.0, 0.5, 0.2, 0.1], 1]],
+        "labels": [[EVIL[0], EVIL[1]]],
+    }
 
 
 def crowded_payload(n_cell: int = 80) -> dict:
@@ -66,7 +129,7 @@ def crowded_payload(n_cell: int = 80) -> dict:
     nodes = [_node(f"f{at}", "feature", 0, 17, at, rng) for at in range(n_cell)]
     nodes += [_node(f"t{at}", "token", -1, at, at, rng) for at in range(30)]
     edges = [{"source": f"t{at % 18}", "target": f"f{at}", "weight": float(rng.normal())} for at in range(n_cell)]
-    return {"title": "crowded", "tokens": tokens, "n_layers": 1, "nodes": nodes, "edges": edges}
+    return document_of({"title": "crowded", "tokens": tokens, "n_layers": 1, "nodes": nodes, "edges": edges})
 
 
 def bare_payload() -> dict:
@@ -77,7 +140,7 @@ def bare_payload() -> dict:
         {"id": "f", "kind": "feature", "layer": 0, "pos": 0},
     ]
     edges = [{"source": name, "target": "f", "weight": weight} for name, weight in (("t", 0.0), ("b", -1.0))]
-    return {"title": "x", "tokens": ["x"], "n_layers": 1, "nodes": nodes, "edges": edges}
+    return document_of({"title": "x", "tokens": ["x"], "n_layers": 1, "nodes": nodes, "edges": edges})
 
 
 def make_payload(title, tokens, n_layers, n_features, n_edges, n_biases, seed, plots=True) -> dict:
@@ -184,20 +247,7 @@ def _everything_else(nodes: list[dict]) -> dict:
     names = _last_features(nodes)
     return {
         "model": "addition",
-        "answer": {"token": "94", "probability": 0.998},
-        "scores": [
-            {
-                "name": "Replacement",
-                "value": 0.91,
-                "meaning": "share of the influence that runs through features, not errors",
-            },
-            {
-                "name": "Completeness",
-                "value": 0.96,
-                "meaning": "share of the inputs to the nodes that the graph explains",
-            },
-            {"name": "Intervention agreement", "value": 0.88, "meaning": "rank correlation with the measured effects"},
-        ],
+        "scores": {"replacement": 0.91, "completeness": 0.96, "intervention": 0.88},
         "operands": {"names": ["a", "b"], "values": [35, 59], "size": 100},
         "pathways": [
             {"text": text, "share": share, "nodes": [names[n] if isinstance(n, int) else n for n in ids]}

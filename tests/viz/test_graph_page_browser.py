@@ -1,37 +1,40 @@
-import http.server
-import threading
+"""The page in a real browser: drawn whole, driven by mouse and keys, saved, quiet on the network, quick when large."""
+
+import json
 from urllib.parse import quote
 
+import numpy as np
 import pytest
-from browser import find_chromium, probe
-from graph_payloads import bare_payload, crowded_payload, evil_payload, large_payload, small_payload
+from graph_payloads import (
+    bare_payload,
+    crowded_payload,
+    evil_payload,
+    large_payload,
+    small_payload,
+)
 from test_heatmap_png import decode
 
-from mechkit.viz.graph_page import render_graph_page
+from tests.viz.browser import find_chromium
+from tests.viz.driver import CANVAS, HASH, HEADING, LIT, SHIFT, mark, node_at, slide
 
 pytestmark = pytest.mark.skipif(
     find_chromium() is None, reason="no chromium on PATH; set MECHKIT_CHROMIUM to the browser's path"
 )
 
-MEASURE = """
-const box = (item) => { const b = item.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; };
-const boxes = (selector) => [...document.querySelectorAll(selector)].map(box);
-const all = (selector) => [...document.querySelectorAll(selector)];
-"""
-LAYOUT = (
-    MEASURE
-    + """
-return {
-  ready: document.documentElement.dataset.ready, nodes: boxes('.node'), trays: boxes('.tray'),
-  names: boxes('.column-name text'), rows: boxes('#row-names div'), labels: boxes('.label'), lit: boxes('.node.lit'),
-  legends: boxes('.legend, .edge-tools'), edges: all('.edge.plain').length, page: document.documentElement.scrollWidth,
-  cards: boxes('#figure-card, #panel, #tables .card, #header'),
-  requests: performance.getEntriesByType('resource').length,
-  heading: document.querySelector('#panel h2')?.textContent ?? null, plot: all('canvas.operand-plot').length,
-  reading: document.querySelector('.reading')?.textContent, images: all('body img, #main b').length,
-};
-"""
-)
+BOXES = """(() => {
+  const seen = (selector) => [...document.querySelectorAll(selector)].filter((item) => item.checkVisibility());
+  const boxes = (selector) => seen(selector).map((item) => {
+    const b = item.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; });
+  return Object.fromEntries(%s.map((name) => [name, boxes(name)]));
+})()"""
+OUTLINED = """(() => {
+  const item = document.activeElement;
+  const mark = item.classList.contains("node") ? item.querySelector(".mark") : null;
+  return mark ? parseFloat(getComputedStyle(mark).strokeWidth) > 2 : getComputedStyle(item).outlineStyle !== "none";
+})()"""
+UNNAMED = """[...document.querySelectorAll("button, input")]
+  .filter((item) => !(item.textContent.trim() || item.getAttribute("aria-label") || item.labels?.length))
+  .map((item) => item.outerHTML.slice(0, 80))"""
 
 
 def overlaps(boxes: list[list[float]]) -> list[tuple]:
@@ -52,187 +55,206 @@ def test_the_overlap_check_sees_an_overlap():
     assert not overlaps([[0, 0, 10, 10], [10, 0, 20, 10], [0, 10, 10, 20]])
 
 
-def test_a_payload_with_only_what_it_must_have_is_a_page(tmp_path):
-    payload = bare_payload()
-    report = probe(render_graph_page(payload), tmp_path, LAYOUT, fragment="#node=f")
-    assert report["seen"] == {"errors": [], "violations": []}
-    assert (len(report["nodes"]), report["heading"], report["plot"]) == (len(payload["nodes"]), "f", 0)
-
-
-HASHES = """
-const answers = {};
-for (const hash of ['#node=embed%400', '#node=gone', '#path=2', '#node=%E0%A4%A', '#path=1', '#path=9', '#nonsense']) {
-  location.hash = hash;
-  await new Promise((resolve) => setTimeout(resolve, 20));
-  answers[hash] = document.querySelectorAll('.node.lit').length;
-}
-return {answers};
-"""
-
-
-def test_a_hash_selects_what_it_names_and_nothing_where_that_is_not_there(tmp_path):
-    report = probe(render_graph_page(small_payload()), tmp_path, HASHES)
-    assert report["seen"] == {"errors": [], "violations": []}
-    lit = report["answers"]
-    named = ("#node=embed%400", "#path=2", "#path=1")
-    assert all(lit[name] > 1 for name in named)
-    assert not any(count for name, count in lit.items() if name not in named)
-
-
 @pytest.mark.parametrize(
-    ("make", "width"), [(small_payload, 1000), (large_payload, 1280), (evil_payload, 1280), (crowded_payload, 1920)]
+    ("make", "width"),
+    [(bare_payload, 800), (small_payload, 1000), (large_payload, 1280), (evil_payload, 1280), (crowded_payload, 1920)],
 )
-def test_every_node_is_drawn_and_nothing_overlaps(make, width, tmp_path):
-    payload = make()
-    report = probe(render_graph_page(payload), tmp_path, LAYOUT, width=width)
-    assert report["seen"] == {"errors": [], "violations": []}
-    assert report["ready"] == "yes"
-    assert report["requests"] == 0
-    assert len(report["nodes"]) == len(payload["nodes"])
-    assert all(x1 - x0 >= 7 for x0, _, x1, _ in report["nodes"])
-    assert 40 <= report["edges"] <= 150
-    assert report["images"] == 0
-    for kind in ("nodes", "trays", "names", "rows", "legends", "cards"):
-        assert overlaps(report[kind]) == [], kind
-    assert report["page"] <= width
+def test_every_node_is_drawn_and_nothing_overlaps(make, width, show):
+    document = make()
+    document["qParams"]["pinnedIds"] = [node["node_id"] for node in document["nodes"][:30]]
+    page = show(document, width=width)
+    slide(page, "#n-nodes", 1) if len(document["nodes"]) > 3 else None
+    kinds = [".node", ".tray", ".column-name text", "#row-names div", ".legend, .edge-tools", ".box"]
+    kinds.append("#figure-card, #subgraph-card, #panel, #tables .card, #header")
+    boxes = page.run(BOXES % json.dumps(kinds))
+    assert len(boxes[".node"]) == len(document["nodes"])
+    assert all(x1 - x0 >= 7 for x0, _, x1, _ in boxes[".node"])
+    for kind in (".node", ".tray", ".column-name text", "#row-names div", ".legend, .edge-tools", ".box"):
+        assert overlaps(boxes[kind]) == [], kind
+    assert overlaps(boxes[kinds[-1]]) == []
+    assert page.run("document.documentElement.scrollWidth") <= width
+    assert page.run("document.querySelectorAll('body img, #main b').length") == 0
 
 
-def test_the_hash_selects_a_node_and_its_names_cover_no_lit_mark(tmp_path):
-    payload = small_payload()
-    node = next(node for node in payload["nodes"] if node["plot"] and node["check"])
-    report = probe(render_graph_page(payload), tmp_path, LAYOUT, fragment="#node=" + quote(node["id"]))
-    assert report["seen"] == {"errors": [], "violations": []}
-    assert report["heading"] == node["label"]
-    assert report["plot"] == 1
-    assert report["reading"].startswith("This prompt, a = 35, b = 59: ")
-    assert report["labels"]
-    assert overlaps(report["labels"] + report["lit"]) == []
+def test_a_click_shows_a_node_its_edges_and_their_heads(show):
+    document = small_payload()
+    name = node_at(document, **{"class": "sum", "layer": 1})
+    links = [link for link in document["links"] if name in (link["source"], link["target"])]
+    document["mechkit"]["edges"]["heads"] = [[["L0.H3", 0.62], ["no head", 0.2]] for _ in document["links"]]
+    page = show(document)
+    page.click(mark(name))
+    assert page.run(HEADING) == next(node["clerp"] for node in document["nodes"] if node["node_id"] == name)
+    assert page.run(HASH) == f"#node={name}"
+    assert set(page.run(LIT)) == {link[end] for link in links for end in ("source", "target")} | {name}
+    assert int(page.run(CANVAS)["lit"]) == len(links)
+    assert page.run("document.querySelector('#panel .heads').textContent") == "L0.H3 62.0 %"
+    strongest = max((link for link in links if link["target"] == name), key=lambda link: abs(link["weight"]))
+    page.click("#panel .rows .row")
+    assert page.run(HASH) == f"#node={strongest['source']}"
+    page.key("Escape")
+    assert (page.run(HEADING), page.run(HASH), page.run(LIT)) == (None, "", [])
 
 
-POINT = """
-const canvas = document.querySelector('canvas.operand-plot');
-const reading = () => document.querySelector('.reading').textContent;
-const b = canvas.getBoundingClientRect();
-const side = b.width - 40;
-const point = (x, y) => {
-  const at = {clientX: b.left + 36 + x * side, clientY: b.top + 6 + y * side};
-  canvas.dispatchEvent(new PointerEvent('pointermove', at));
-  return reading();
-};
-const rest = reading();
-return {rest, corner: point(0.005, 0.005), middle: point(0.595, 1 - 0.355), outside: point(-0.1, 0.5)};
-"""
+def test_a_pathway_lights_its_nodes(show):
+    document = small_payload()
+    page = show(document)
+    page.click("#panel .path")
+    assert set(page.run(LIT)) == set(document["mechkit"]["pathways"][0]["nodes"])
+    assert page.run(HEADING) == document["mechkit"]["pathways"][0]["text"]
 
 
-def test_the_operand_plot_reads_the_value_under_the_pointer(tmp_path):
-    payload = small_payload()
-    node = next(node for node in payload["nodes"] if node["plot"] and node["class"] == "operand")
-    values = decode(node["plot"]["png"]) / 255 * node["plot"]["max"]
+def test_a_hash_selects_what_it_names_and_nothing_where_that_is_not_there(show):
+    page = show(small_payload(), fragment="#node=embed%400")
+    assert len(page.run(LIT)) > 1
+    for fragment, n_lit in (("#node=gone", 0), ("#path=2", 5), ("#node=%E0%A4%A", 0), ("#path=9", 0), ("#nonsense", 0)):
+        page.run(f"location.hash = {json.dumps(fragment)}")
+        page.run("new Promise((done) => setTimeout(done, 30))")
+        assert len(page.run(LIT)) == n_lit, fragment
+
+
+def test_names_cover_no_lit_mark(show):
+    document = small_payload()
+    page = show(document, fragment="#node=" + quote(node_at(document, **{"class": "sum", "layer": 1})))
+    boxes = page.run(BOXES % json.dumps([".label", ".node.lit"]))
+    assert boxes[".label"]
+    assert overlaps(boxes[".label"] + boxes[".node.lit"]) == []
+
+
+def test_the_operand_plot_reads_the_value_under_the_pointer(show):
+    document = small_payload()
+    about = document["mechkit"]["nodes"]
+    name = next(n for n, node in about.items() if node.get("plot") and node["class"] == "operand")
+    values = decode(about[name]["plot"]["png"]) / 255 * about[name]["plot"]["max"]
     assert values[35, 59] > 2 * values[59, 35]
-    fragment = "#node=" + quote(node["id"])
-    report = probe(render_graph_page(payload), tmp_path, POINT, fragment=fragment)
+    page = show(document, fragment="#node=" + quote(name))
+    page.wait("document.querySelector('.reading').textContent !== ''")
+    read = """((x, y) => {
+        const canvas = document.querySelector("canvas.operand-plot");
+        const b = canvas.getBoundingClientRect();
+        const at = {clientX: b.left + 36 + x * (b.width - 40), clientY: b.top + 6 + y * (b.width - 40)};
+        canvas.dispatchEvent(new PointerEvent("pointermove", at));
+        return document.querySelector(".reading").textContent; })"""
 
     def value(text: str, start: str) -> float:
         assert text.startswith(start)
         return float(text.removeprefix(start))
 
     # three digits are shown
-    assert value(report["rest"], "This prompt, a = 35, b = 59: ") == pytest.approx(values[35, 59], rel=5e-3)
-    assert value(report["middle"], "a = 35, b = 59: ") == pytest.approx(values[35, 59], rel=5e-3)
-    assert value(report["corner"], "a = 99, b = 0: ") == pytest.approx(values[99, 0], rel=5e-3)
-    assert report["outside"] == report["rest"]
+    rest = page.run("document.querySelector('.reading').textContent")
+    assert value(rest, "This prompt, a = 35, b = 59: ") == pytest.approx(values[35, 59], rel=5e-3)
+    middle, corner = page.run(f"{read}(0.595, 1 - 0.355)"), page.run(f"{read}(0.005, 0.005)")
+    assert value(middle, "a = 35, b = 59: ") == pytest.approx(values[35, 59], rel=5e-3)
+    assert value(corner, "a = 99, b = 0: ") == pytest.approx(values[99, 0], rel=5e-3)
 
 
-CONTROLS = (
-    MEASURE
-    + """
-const says = () => ({
-  heading: document.querySelector('#panel h2')?.textContent ?? null,
-  lit: all('.node.lit').map((item) => item.dataset.id), off: all('.node.off').length,
-  edges: all('#edges .edge').length, litEdges: all('#edges .lit').length, hash: decodeURIComponent(location.hash),
-});
-const press = (name) => new KeyboardEvent('keydown', {key: name, bubbles: true, cancelable: true});
-const key = (target, name) => target.dispatchEvent(press(name));
-const click = (target) => target.dispatchEvent(new MouseEvent('click', {bubbles: true}));
-const report = {start: says()};
-const mark = all('.node').find((item) => item.dataset.id === '%(id)s');
-click(mark); report.node = says();
-click(document.querySelector('#panel .rows .row')); report.linked = says();
-key(document.body, 'Escape'); report.escaped = says();
-click(document.querySelector('#panel .path')); report.path = says();
-click(document.querySelector('.backdrop')); report.background = says();
-mark.focus(); key(mark, 'Enter'); report.entered = says();
-click(document.querySelector('.legend')); report.filtered = says();
-click(document.querySelector('.legend')); report.restored = says();
-key(document.body, 'Escape');
-const before = document.activeElement.dataset.id;
-key(document.activeElement, 'ArrowDown'); report.moved = [before, document.activeElement.dataset.id];
-const slider = document.querySelector('#n-edges');
-slider.value = 0; slider.dispatchEvent(new Event('input')); report.none = says();
-slider.value = 1; slider.dispatchEvent(new Event('input')); report.all = says();
-report.tabStops = all('.node[tabindex="0"]').length;
-return report;
-"""
-)
+def test_search_finds_by_label_token_id_class_and_supernode_and_enter_goes_round(show):
+    document = small_payload()
+    page = show(document)
+    about = document["mechkit"]["nodes"]
+    labels = {node["node_id"]: node["clerp"] for node in document["nodes"]}
+    page.key("/")
+    page.write("first operand")
+    found = set(page.run("[...document.querySelectorAll('.node.match')].map((item) => item.dataset.id)"))
+    grouped = {m for name, *members in document["qParams"]["supernodes"] if "first operand" in name for m in members}
+    assert found == {n for n in labels if "first operand" in labels[n]} | grouped
+    by_share = sorted(found, key=lambda n: -(about[n].get("influence") or 2))
+    for expected in (by_share[0], by_share[1]):
+        page.key("Enter")
+        assert page.run(HASH) == f"#node={expected}"
+    page.key("Enter", SHIFT)
+    assert page.run(HASH) == f"#node={by_share[0]}"
+    assert page.run("document.activeElement.id") == "search"
+    page.key("Escape")
+    assert page.run("document.querySelectorAll('.node.match').length") == 0
+    for text, expected in (
+        ("modular", {n for n in about if about[n].get("class") == "modular"}),
+        ("logit1", {"logit1"}),
+    ):
+        page.key("/")
+        page.write(text)
+        assert set(page.run("[...document.querySelectorAll('.node.match')].map((item) => item.dataset.id)")) == expected
+        page.key("Escape")
+    page.key("/")
+    page.write("zzz")
+    assert page.run("document.querySelector('#n-results').textContent") == "No node matches."
 
 
-def test_every_control_does_what_it_says(tmp_path):
-    payload = small_payload()
-    node = next(node for node in payload["nodes"] if node["class"] == "sum" and node["layer"] == 1)
-    edges = [edge for edge in payload["edges"] if node["id"] in (edge["source"], edge["target"])]
-    seen = probe(render_graph_page(payload), tmp_path, CONTROLS % {"id": node["id"]})
-    assert seen["seen"] == {"errors": [], "violations": []}
-    assert (seen["start"]["heading"], seen["start"]["lit"], seen["start"]["edges"]) == (None, [], 64)
-    assert seen["node"]["heading"] == node["label"]
-    assert seen["node"]["hash"] == f"#node={node['id']}"
-    assert seen["node"]["litEdges"] == len(edges)
-    ends = {edge[end] for edge in edges for end in ("source", "target")}
-    assert set(seen["node"]["lit"]) == ends | {node["id"]}
-    strongest = max((edge for edge in edges if edge["target"] == node["id"]), key=lambda edge: abs(edge["weight"]))
-    assert seen["linked"]["hash"] == f"#node={strongest['source']}"
-    assert (seen["escaped"]["heading"], seen["escaped"]["hash"], seen["escaped"]["lit"]) == (None, "", [])
-    assert set(seen["path"]["lit"]) == set(payload["pathways"][0]["nodes"])
-    assert seen["path"]["heading"] == payload["pathways"][0]["text"]
-    assert seen["background"]["lit"] == []
-    assert seen["entered"]["heading"] == node["label"]
-    n_sum = sum(item["class"] == "sum" for item in payload["nodes"])
-    assert (seen["filtered"]["off"], seen["filtered"]["heading"]) == (n_sum, None)
-    assert seen["restored"]["off"] == 0
-    assert seen["moved"][0] != seen["moved"][1]
-    assert (seen["none"]["edges"], seen["all"]["edges"]) == (0, 800)
-    assert seen["tabStops"] == 1
+def test_everything_is_reached_by_keys_and_the_focus_is_seen(show):
+    document = small_payload()
+    page = show(document)
+    reached = []
+    for _ in range(40):
+        page.key("Tab")
+        reached.append(page.run("document.activeElement.id || document.activeElement.getAttribute('class')"))
+        assert page.run(OUTLINED), reached[-1]
+        if str(reached[-1]).startswith("node"):
+            break
+    assert {"search", "save-json", "save-png", "n-nodes", "n-edges"} <= set(reached)
+    before = page.run("document.activeElement.dataset.id")
+    page.key("ArrowDown")
+    after = page.run("document.activeElement.dataset.id")
+    assert before != after
+    page.key("Enter")
+    assert page.run(HASH) == f"#node={after}"
+    page.key("ArrowDown")
+    page.key("Enter", SHIFT)
+    assert page.run(HEADING) == "2 nodes"
+    assert page.run("document.querySelectorAll('.node[tabindex=\"0\"]').length") == 1
+    assert page.run(UNNAMED) == []
 
 
-@pytest.fixture
-def server():
-    """A local web server that counts what asks for it."""
-    hits = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            hits.append(self.path)
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}", hits
-        running.shutdown()
-        thread.join()
+def test_the_sliders_prune_nodes_and_edges(show):
+    document = large_payload()
+    page = show(document)
+    about = document["mechkit"]["nodes"]
+    prunable = sorted(
+        (n for n in about if about[n]["kind"] in ("feature", "error", "bias")), key=lambda n: -about[n]["influence"]
+    )
+    slide(page, "#n-nodes", np.log(10) / np.log(len(prunable)))
+    drawn = set(page.run("[...document.querySelectorAll('.node')].map((item) => item.dataset.id)"))
+    assert drawn == set(about) - set(prunable[10:])
+    slide(page, "#n-nodes", 1)
+    assert page.run("document.querySelectorAll('.node').length") == len(about)
+    slide(page, "#n-edges", 0)
+    assert page.run(CANVAS)["done"] == "0"
+    slide(page, "#n-edges", 1)
+    assert page.run(CANVAS)["done"] == str(len(document["links"]))
 
 
-def test_the_page_makes_no_request_even_where_its_markup_asks_for_one(server, tmp_path):
-    address, hits = server
-    payload = small_payload()
-    payload["title"] = payload["nodes"][0]["label"] = f"<img src={address}/payload>"
-    page = render_graph_page(payload)
-    asks = page.replace('<header id="header">', f'<header id="header"><img src="{address}/markup">')
-    blocked = probe(asks, tmp_path, LAYOUT)
-    assert hits == []
-    assert blocked["seen"]["violations"] == [f"{address}/markup"]
-    probe(asks.replace("default-src 'none';", "").replace("img-src data:;", ""), tmp_path, LAYOUT)
-    assert hits == ["/markup"]
+def test_a_pruned_node_that_is_searched_for_comes_into_the_figure(show):
+    document = large_payload()
+    about = document["mechkit"]["nodes"]
+    weakest = min((n for n in about if about[n]["kind"] == "feature"), key=lambda n: about[n]["influence"])
+    page = show(document)
+    assert not page.run(f"Boolean(document.querySelector({json.dumps(mark(weakest))}))")
+    page.key("/")
+    page.write(weakest.lower())
+    page.key("Enter")
+    assert page.run(f"Boolean(document.querySelector({json.dumps(mark(weakest))}))")
+
+
+def test_a_category_is_hidden_and_shown(show):
+    document = small_payload()
+    n_sum = sum(node.get("class") == "sum" for node in document["mechkit"]["nodes"].values())
+    page = show(document)
+    page.click(".legend")
+    assert page.run("document.querySelectorAll('.node.off').length") == n_sum
+    page.click(".legend")
+    assert page.run("document.querySelectorAll('.node.off').length") == 0
+
+
+def test_notes_are_shown_with_the_node(show):
+    document = small_payload()
+    name = node_at(document, **{"class": "sum", "layer": 1})
+    document["mechkit"]["nodes"][name]["notes"] = {
+        "promoted": [[" Paris", 1.25]],
+        "suppressed": [[" Rome", -0.5]],
+        "examples": [[["the", " capital", " of"], [0.0, 2.0, 0.5], 1]],
+        "labels": [["capitals", "a person"]],
+    }
+    page = show(document, fragment="#node=" + quote(name))
+    text = page.run("document.querySelector('#panel').innerText")
+    assert all(
+        part in text for part in ("␣Paris", "+1.25", "␣Rome", "−0.500", "the capital of", "capitals", "a person")
+    )
+    assert page.run("document.querySelector('#panel .examples .peak').textContent") == " capital"

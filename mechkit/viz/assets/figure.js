@@ -1,4 +1,4 @@
-// The drawing: trays, edges, marks, names. One SVG; the state decides what is faded.
+// The figure: trays, marks and names, by position and layer. Marks are made once; the state decides where and how they show.
 
 const PALETTE = {
   sum: "--class-1", "ones-digit lookup": "--class-2", magnitude: "--class-3", operand: "--class-4",
@@ -7,10 +7,10 @@ const PALETTE = {
 const SPARE_COLOURS = ["--class-6", "--class-7", "--class-8"];
 const KIND_NAMES = {
   feature: "Feature", error: "Transcoder error", token: "Token embedding", position: "Position embedding",
-  bos: "First-position output", bias: "Bias", logit: "Logit",
+  bos: "First-position output", bias: "Bias", logit: "Logit", target: "Target",
 };
-const LEGEND_NAMES = {error: "error", token: "token", position: "position", bos: "first position", bias: "bias", logit: "logit"};
-const UNCLASSED = "feature without class";
+const LEGEND_NAMES = {error: "error", token: "token", position: "position", bos: "first position", bias: "bias", logit: "logit", target: "target"};
+const UNCLASSED = "feature";
 const LABEL_WIDTH = 190;
 
 const category = (node) => (node.kind === "feature" ? node.class || UNCLASSED : `kind ${node.kind}`);
@@ -33,96 +33,100 @@ function makeCategories(nodes) {
   return new Map([...found.values()].sort((a, b) => order(a) - order(b)).map((item) => [item.name, item]));
 }
 
-function polygon(points, r) {
-  return svg("polygon", {points: points.map(([x, y]) => `${(x * r).toFixed(2)},${(y * r).toFixed(2)}`).join(" ")});
-}
-
+// Shapes of radius 1; one text serves the drawing, the legend and the saved picture.
 const SHAPES = {
-  feature: (r) => svg("circle", {r}),
-  error: (r) => polygon([[0, -1], [1, 0], [0, 1], [-1, 0]], r),
-  token: (r) => svg("rect", {x: -r * 0.86, y: -r * 0.86, width: r * 1.72, height: r * 1.72, rx: 1.5}),
-  position: (r) => polygon([[0, -0.95], [0.95, 0.75], [-0.95, 0.75]], r),
-  bos: (r) => polygon([[1, 0], [0.5, 0.87], [-0.5, 0.87], [-1, 0], [-0.5, -0.87], [0.5, -0.87]], r),
-  bias: (r) => svg("rect", {x: -r, y: -r * 0.5, width: 2 * r, height: r, rx: 1.5}),
-  logit: (r) => svg("rect", {x: -r, y: -r * 0.7, width: 2 * r, height: r * 1.4, rx: r * 0.7}),
+  feature: "M-1 0A1 1 0 1 1 1 0A1 1 0 1 1-1 0Z",
+  error: "M0-1 1 0 0 1-1 0Z",
+  token: "M-.86-.86H.86V.86H-.86Z",
+  position: "M0-.95.95.75H-.95Z",
+  bos: "M1 0 .5.87H-.5L-1 0-.5-.87H.5Z",
+  bias: "M-1-.5H1V.5H-1Z",
+  logit: "M-1-.2Q-1-.7-.5-.7H.5Q1-.7 1-.2V.2Q1 .7.5.7H-.5Q-1 .7-1 .2Z",
 };
+SHAPES.target = SHAPES.logit;
 
-function mark(kind, r, item) {
-  const shape = SHAPES[kind](r);
-  shape.classList.add("mark");
-  shape.style.setProperty("fill", item.hollow ? "var(--card)" : `var(${item.colour})`);
-  shape.style.setProperty("stroke", item.hollow ? `var(${item.colour})` : "var(--mark-edge)");
-  return shape;
+const mark = (kind, item) =>
+  svg("path", {class: `mark in${item.colour}`, d: SHAPES[kind]});
+
+function glyph(kind, item) {
+  const shape = mark(kind, item);
+  shape.setAttribute("transform", "scale(6)");
+  return svg("svg", {class: "glyph", width: 16, height: 16, viewBox: "-8 -8 16 16", "aria-hidden": "true"}, shape);
 }
 
-const glyph = (kind, item, r = 6) =>
-  svg("svg", {class: "glyph", width: 16, height: 16, viewBox: "-8 -8 16 16", "aria-hidden": "true"}, mark(kind, r, item));
-
-function drawNode(node, place, item) {
-  const shape = place.text === null ? mark(node.kind, place.r, item) : pill(place, item);
-  const text = place.text === null ? null : svg("text", {class: "pill-text", "text-anchor": "middle", dy: "0.35em"}, place.text);
-  return svg("g", {
-    class: `node ${node.kind}`, "data-id": node.id, role: "button", tabindex: -1, "aria-label": describe(node),
-    transform: `translate(${place.x.toFixed(2)} ${place.y.toFixed(2)})`,
-  }, shape, text);
+function makeMark(node) {
+  const item = graph.categories.get(category(node));
+  item.template ||= mark(node.kind, item);
+  const shape = isTop(node) ? svg("rect", {class: "mark pill"}) : item.template.cloneNode();
+  return svg("g", {class: `node ${node.kind}`, "data-id": node.id, role: "button", tabindex: -1, "aria-label": describe(node)},
+    shape, isTop(node) ? svg("text", {class: "pill-text", "text-anchor": "middle", dy: "0.35em"}) : null);
 }
 
-function pill(place, item) {
-  const shape = mark("logit", place.r, item);
-  for (const [name, value] of Object.entries({x: -place.w / 2, y: -place.h / 2, width: place.w, height: place.h, rx: place.h / 2})) {
-    shape.setAttribute(name, value);
-  }
-  return shape;
+function placeMark(item, node, place) {
+  item.setAttribute("transform", `translate(${place.x.toFixed(2)} ${place.y.toFixed(2)})`);
+  const [shape, text] = item.children;
+  if (place.text === null) return shape.setAttribute("transform", `scale(${place.r.toFixed(2)})`);
+  for (const [name, value] of Object.entries({x: -place.w / 2, y: -place.h / 2, width: place.w, height: place.h, rx: place.h / 2})) shape.setAttribute(name, value);
+  text.textContent = place.text;
 }
+
+const refreshMark = (node) => graph.marks.get(node.id)?.setAttribute("aria-label", describe(node));
 
 const describe = (node) =>
   `${KIND_NAMES[node.kind]}: ${node.label}, ${whereIs(node)}${isNumber(node.influence) ? `, ${percent(node.influence)} of the answer` : ""}`;
 
 function whereIs(node) {
-  const layer = node.layer === -1 ? "embeddings" : node.layer === graph.nLayers ? "logits" : `layer ${node.layer}`;
-  return isNumber(node.pos) ? `${layer}, at ‘${visible(graph.payload.tokens[node.pos])}’ (position ${node.pos})` : layer;
+  const layer = node.layer === -1 ? "embeddings" : node.layer === graph.nLayers ? "answer" : `layer ${node.layer}`;
+  return isNumber(node.pos) ? `${layer}, at ‘${visible(graph.tokens[node.pos])}’ (position ${node.pos})` : layer;
 }
 
-// From the top of the source up to the foot of the target; within a layer, from foot to foot below the row.
-function edgePath(edge) {
-  const from = graph.layout.places.get(edge.source);
-  const to = graph.layout.places.get(edge.target);
-  const isUp = graph.nodes.get(edge.source).layer < graph.nodes.get(edge.target).layer;
-  const y0 = from.y + (isUp ? -from.h : from.h) / 2;
-  const y1 = to.y + to.h / 2;
-  const pull = isUp ? Math.max(26, (y0 - y1) * 0.45) : 34 + Math.abs(from.x - to.x) * 0.08;
-  const points = [[from.x, y0], [from.x, isUp ? y0 - pull : y0 + pull], [to.x, y1 + pull], [to.x, y1]];
-  const [start, ...rest] = points.map((point) => point.map((value) => value.toFixed(1)).join(" "));
-  return `M${start}C${rest.join(" ")}`;
+// --- what is in the figure, and where
+
+const isLaidOut = (node) => node.rank < graph.nNodes || graph.revealed.has(node.id);
+
+// Lay out what the node slider keeps, and draw it. Nothing is drawn twice for one frame.
+function fit() {
+  const width = byId("scroller").clientWidth;
+  if (width === 0) return;
+  const isFirst = graph.layout === null;
+  const nodes = graph.list.filter(isLaidOut);
+  graph.layout = layOut(nodes, graph.tokens, graph.nLayers, width);
+  graph.fitted = width;
+  drawFigure(nodes);
+  drawNote(graph.layout.width > width);
+  if (isFirst) byId("scroller").scrollLeft = graph.layout.width; // the answer is at the right
+  const stop = graph.selection?.id;
+  setStop(graph.layout.places.has(stop) ? stop : [...graph.layout.places.keys()].pop());
+  paint();
 }
 
-// Widths go by the strongest edge drawn; the lit ones of a selection by the strongest of these.
-function drawEdges(edges, focus) {
-  const largest = (some) => some.reduce((most, edge) => Math.max(most, edgeSize(edge)), 0) || 1;
-  const lit = edges.filter((edge) => focus?.edges.has(edge));
-  const scales = {lit: largest(lit), faded: largest(edges), plain: largest(edges)};
-  return edges.map((edge) => {
-    const look = focus === null ? "plain" : focus.edges.has(edge) ? "lit" : "faded";
-    const width = 0.7 + 4.3 * edgeSize(edge) / scales[look];
-    const isNegative = edge.weight < 0;
-    return svg("path", {class: `edge ${isNegative ? "negative" : "positive"} ${look}`, d: edgePath(edge), "stroke-width": width.toFixed(2),
-      "stroke-dasharray": isNegative ? `${(4 + 1.8 * width).toFixed(1)} ${(2.4 + 0.7 * width).toFixed(1)}` : null});
-  });
-}
-
-function drawFigure(layout) {
-  const {width, height, bottom, columns, rows, trays, places} = layout;
-  const names = columns.map((column) => columnName(column, bottom));
+function drawFigure(nodes) {
+  const {width, height, bottom, columns, rows, trays, places} = graph.layout;
   const rules = rows.map((row) => svg("line", {class: "rule", x1: 0, x2: width, y1: row.y + row.h / 2, y2: row.y + row.h / 2}));
   const cells = trays.map((tray) => svg("rect", {class: "tray", x: tray.x, y: tray.y, width: tray.w, height: tray.h, rx: 9}));
-  const marks = graph.payload.nodes.map((node) => drawNode(node, places.get(node.id), graph.categories.get(category(node))));
-  graph.marks = new Map(marks.map((item) => [item.dataset.id, item]));
-  const root = svg("svg", {id: "drawing", width, height, role: "group", "aria-label": "Nodes by position and layer"},
-    svg("rect", {class: "backdrop", width, height}), rules, cells,
-    svg("g", {id: "edges"}), svg("g", {id: "nodes"}, marks), svg("g", {id: "labels"}), names);
-  byId("scroller").replaceChildren(root);
-  byId("row-names").replaceChildren(...rows.map((row) => html("div", {css: {top: `${row.y + row.h / 2}px`}}, row.name)));
+  for (const node of nodes) {
+    if (!graph.marks.has(node.id)) graph.marks.set(node.id, makeMark(node));
+    placeMark(graph.marks.get(node.id), node, places.get(node.id));
+  }
+  byId("back").replaceChildren(svg("rect", {class: "backdrop", width, height}), ...rules, ...cells);
+  byId("nodes").replaceChildren(...nodes.map((node) => graph.marks.get(node.id)));
+  byId("names").replaceChildren(...columns.map((column) => columnName(column, bottom)));
+  for (const item of [byId("under"), byId("drawing")]) {
+    item.setAttribute("width", width);
+    item.setAttribute("height", height);
+  }
+  byId("stage").style.setProperty("width", `${width}px`);
+  byId("stage").style.setProperty("height", `${height}px`);
+  const layers = thinned(rows);
+  byId("row-names").replaceChildren(...layers.map((row) => html("div", {css: {top: `${row.y + row.h / 2}px`}}, row.name)));
   byId("row-names").style.setProperty("height", `${height}px`);
+}
+
+// Names of rows that are too close are left out.
+function thinned(rows) {
+  const kept = [];
+  for (const row of rows) if (kept.length === 0 || row.y + row.h / 2 - kept.at(-1).y - kept.at(-1).h / 2 > 17) kept.push(row);
+  return kept;
 }
 
 function columnName(column, bottom) {
@@ -135,47 +139,65 @@ function columnName(column, bottom) {
     isBias ? null : svg("text", {class: "token-place", x, y: bottom + 38, "text-anchor": "middle"}, String(column.key)));
 }
 
+// --- what is lit
+
 // Which nodes and edges the selection lights; null where nothing is selected.
 function focusOf(selection) {
   if (selection === null) return null;
   if (selection.kind === "node") {
-    const edges = [...graph.inputs.get(selection.id), ...graph.outputs.get(selection.id)];
-    const ids = new Set([selection.id, ...edges.flatMap((edge) => [edge.source, edge.target])]);
-    const near = [graph.outputs, graph.inputs].flatMap((side) => side.get(selection.id).slice(0, 3));
-    return {ids, edges: new Set(edges), named: [selection.id, ...near.flatMap((edge) => [edge.source, edge.target])]};
+    const node = graph.nodes.get(selection.id);
+    const near = [node.outputs.slice(0, 3).map((edge) => edge.to.id), node.inputs.slice(0, 3).map((edge) => edge.from.id)];
+    return {...around([node]), named: [node.id, ...near.flat()]};
   }
-  const ids = new Set(selection.kind === "path" ? graph.pathways[selection.index].nodes : graph.supernodes.get(selection.name));
-  const edges = graph.edges.filter((edge) => ids.has(edge.source) && ids.has(edge.target));
+  const nodes = selectedIds().map((id) => graph.nodes.get(id));
+  if (selection.kind !== "path") return {...around(nodes), named: nodes.map((node) => node.id)};
+  const ids = new Set(selectedIds());
+  const edges = graph.edges.filter((edge) => ids.has(edge.from.id) && ids.has(edge.to.id));
   return {ids, edges: new Set(edges), named: [...ids]};
 }
 
+function around(nodes) {
+  const edges = new Set(nodes.flatMap((node) => [...node.inputs, ...node.outputs]));
+  const ids = new Set(nodes.map((node) => node.id));
+  for (const edge of edges) ids.add(edge.from.id).add(edge.to.id);
+  return {ids, edges};
+}
+
 function paint() {
+  for (const node of graph.list) node.isShown = isLaidOut(node) && !graph.hidden.has(category(node));
   const focus = focusOf(graph.selection);
-  const shown = (id) => !graph.hidden.has(category(graph.nodes.get(id)));
+  graph.focus = focus;
+  paintMarks();
+  graph.drawn = chooseEdges(focus);
+  drawEdges();
+  const isShown = (id) => graph.nodes.get(id).isShown;
+  byId("labels").replaceChildren(...(focus === null ? [] : drawLabels([...new Set(focus.named)].filter(isShown), [...focus.ids].filter(isShown))));
+}
+
+function paintMarks() {
+  const {focus, selection} = graph;
+  const chosen = new Set(selection?.kind === "node" || selection?.kind === "many" ? selectedIds() : []);
   for (const [id, item] of graph.marks) {
-    item.classList.toggle("off", !shown(id));
-    item.classList.toggle("faded", focus !== null && !focus.ids.has(id));
-    item.classList.toggle("lit", focus !== null && focus.ids.has(id));
-    item.classList.toggle("chosen", graph.selection?.kind === "node" && graph.selection.id === id);
+    const node = graph.nodes.get(id);
+    const look = `node ${node.kind}${node.isShown ? "" : " off"}${focus === null ? "" : focus.ids.has(id) ? " lit" : " faded"}`
+      + `${chosen.has(id) ? " chosen" : ""}${graph.pinned.has(id) ? " pinned" : ""}${graph.matches.has(id) ? " match" : ""}`;
+    if (look === node.look) continue;
+    node.look = look;
+    item.setAttribute("class", look);
   }
-  const visibleEdge = (edge) => shown(edge.source) && shown(edge.target);
-  const usual = graph.edges.filter(visibleEdge).slice(0, graph.nShown);
-  const extra = focus === null ? [] : [...focus.edges].filter(visibleEdge);
-  const drawn = [...usual.filter((edge) => !focus?.edges.has(edge)), ...extra];
-  byId("edges").replaceChildren(...drawEdges(drawn.reverse(), focus));
-  byId("labels").replaceChildren(...(focus === null ? [] : drawLabels([...new Set(focus.named)].filter(shown), focus.ids)));
 }
 
 // A name beside each lit feature where there is room: never over a lit mark or another name, and over
 // a faded mark only where nothing else is free.
 function drawLabels(names, lit) {
   const {places, width, bottom} = graph.layout;
-  const taken = [...lit].map((id) => boxAround(places.get(id), 1));
+  const taken = lit.map((id) => boxAround(places.get(id), 1));
   const every = [...places.values()].map((place) => boxAround(place, 0));
   const labels = [];
-  for (const id of names) {
-    if (["token", "position", "logit"].includes(graph.nodes.get(id).kind)) continue;
-    const text = shorten(graph.nodes.get(id).label, LABEL_WIDTH, FONT);
+  for (const id of names.slice(0, 24)) {
+    const node = graph.nodes.get(id);
+    if (["token", "position", "logit", "target"].includes(node.kind)) continue;
+    const text = shorten(node.label, LABEL_WIDTH, FONT);
     const boxes = labelSpots(places.get(id), textWidth(text, FONT) + 12)
       .filter((b) => b.x0 >= 2 && b.x1 <= width - 2 && b.y0 >= 2 && b.y1 <= bottom + 12 && !taken.some((other) => meet(b, other)));
     const box = boxes.find((b) => !every.some((other) => meet(b, other))) || boxes[0];
@@ -206,7 +228,7 @@ function neighbour(id, dx, dy) {
   const from = graph.layout.places.get(id);
   let best = null;
   for (const [other, place] of graph.layout.places) {
-    if (other === id || graph.marks.get(other).classList.contains("off")) continue;
+    if (other === id || !graph.nodes.get(other).isShown) continue;
     const along = (place.x - from.x) * dx + (place.y - from.y) * dy;
     const across = Math.abs((place.x - from.x) * dy) + Math.abs((place.y - from.y) * dx);
     if (along > 0.5 && (best === null || along + 2 * across < best.cost)) best = {id: other, cost: along + 2 * across};
@@ -214,17 +236,28 @@ function neighbour(id, dx, dy) {
   return best && best.id;
 }
 
-function showTooltip(id) {
-  const node = graph.nodes.get(id);
-  const box = graph.marks.get(id).getBoundingClientRect();
+// --- the tip beside the pointer
+
+function showTip(box, ...lines) {
   const tip = byId("tooltip");
-  tip.replaceChildren(html("strong", {}, node.label), html("span", {}, `${KIND_NAMES[node.kind]}${node.class ? ` (${node.class})` : ""}, ${whereIs(node)}`),
-    isNumber(node.influence) ? html("span", {}, `${percent(node.influence)} of the answer`) : "");
+  tip.replaceChildren(...lines.filter(Boolean));
   tip.hidden = false;
   const x = clamp(box.left + box.width / 2 - tip.offsetWidth / 2, 8, innerWidth - tip.offsetWidth - 8);
   const above = box.top - tip.offsetHeight - 8;
   tip.style.setProperty("left", `${x}px`);
   tip.style.setProperty("top", `${above > 8 ? above : box.bottom + 8}px`);
+}
+
+function showTooltip(id) {
+  const node = graph.nodes.get(id);
+  showTip(graph.marks.get(id).getBoundingClientRect(), html("strong", {}, node.label),
+    html("span", {}, `${KIND_NAMES[node.kind]}${node.class ? ` (${node.class})` : ""}, ${whereIs(node)}`),
+    isNumber(node.influence) ? html("span", {}, `${percent(node.influence)} of the answer`) : null);
+}
+
+function showEdgeTip(edge, x, y) {
+  showTip({left: x, width: 0, top: y - 6, bottom: y + 12}, html("strong", {}, `${edge.from.label} → ${edge.to.label}`),
+    html("span", {}, `contributes ${signed(edge.weight)}`), edge.heads?.length ? html("span", {}, `carried by ${headText(edge.heads)}`) : null);
 }
 
 const hideTooltip = () => { byId("tooltip").hidden = true; };

@@ -1,46 +1,27 @@
-// The page: reads the payload, builds the parts once, and repaints them when the selection changes.
+// The page: reads the document, builds the parts once, and repaints them when the selection or a slider changes.
 
-const DRAWN_AT_MOST = 3000;
 const graph = readGraph(JSON.parse(byId("payload").textContent));
 
-function readGraph(payload) {
-  const nodes = new Map(payload.nodes.map((node) => [node.id, {...node, label: String(node.label ?? node.id)}]));
-  payload.nodes = [...nodes.values()];
-  // Weights into different targets have different scales; what an edge carries of the answer is comparable.
-  const byWeight = [...payload.edges].sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight));
-  const edges = [...byWeight].sort((a, b) => edgeSize(b) - edgeSize(a));
-  const inputs = new Map(payload.nodes.map((node) => [node.id, []]));
-  const outputs = new Map(payload.nodes.map((node) => [node.id, []]));
-  for (const edge of byWeight) {
-    inputs.get(edge.target).push(edge);
-    outputs.get(edge.source).push(edge);
-  }
-  const supernodes = new Map();
-  for (const node of payload.nodes) {
-    if (node.supernode) supernodes.set(node.supernode, [...(supernodes.get(node.supernode) || []), node.id]);
-  }
-  const pathways = (payload.pathways || []).map((item) => ({...item, nodes: item.nodes || []}));
-  const nLayers = payload.n_layers || Math.max(0, ...payload.nodes.map((node) => node.layer));
-  return {payload, nodes, edges, inputs, outputs, supernodes, pathways, nLayers, categories: makeCategories(payload.nodes),
-    hidden: new Set(), selection: null, nShown: clamp(Math.round(edges.length * 0.08), 40, 150), layout: null, marks: new Map()};
-}
-
-function edgeSize(edge) {
-  return edge.influence ?? Math.abs(edge.weight);
-}
-
 function drawHeader() {
-  const {payload} = graph;
-  const tokens = payload.tokens.map((token) => html("span", {class: "token"}, visible(token)));
-  const answer = payload.answer ? [html("span", {class: "arrow", "aria-label": "gives"}, "→"), html("span", {class: "token answer"}, visible(payload.answer.token)),
-    isNumber(payload.answer.probability) ? html("span", {class: "probability"}, `probability ${percent(payload.answer.probability)}`) : null] : [];
-  const scores = (payload.scores || []).map((score) => html("div", {class: "score"}, html("dt", {}, score.name),
-    html("dd", {}, html("strong", {}, isNumber(score.value) ? score.value.toFixed(2).replace("-", "−") : number(score.value)), html("span", {}, score.meaning || ""))));
+  const {tokens, more} = graph;
+  graph.answer = graph.list.filter((node) => node.kind === "logit").sort((a, b) => (b.probability || 0) - (a.probability || 0))[0] || null;
+  const words = tokens.map((token) => html("span", {class: "token"}, visible(token)));
+  const {answer} = graph;
+  const gives = answer ? [html("span", {class: "arrow", "aria-label": "gives"}, "→"), html("span", {class: "token answer"}, visible(answer.name || answer.label)),
+    isNumber(answer.probability) ? html("span", {class: "probability"}, `probability ${percent(answer.probability)}`) : null] : [];
+  const known = Object.entries(more.scores || {}).filter(([, value]) => isNumber(value));
+  const scores = known.map(([name, value]) => html("div", {class: "score"}, html("dt", {}, name),
+    html("dd", {}, html("strong", {}, value.toFixed(2).replace("-", "−")), html("span", {}, SCORE_MEANINGS[name] || ""))));
+  const model = graph.source.metadata.scan;
   byId("header").replaceChildren(
-    html("p", {class: "kicker"}, "Attribution graph", payload.model ? ` · model ${payload.model}` : ""),
-    html("h1", {"aria-label": payload.title, class: payload.tokens.length > 12 ? "long" : null}, tokens, answer),
+    html("div", {class: "top-row"}, html("p", {class: "kicker"}, "Attribution graph", model ? ` · model ${model}` : ""),
+      html("div", {class: "tools"}, searchBox(), html("button", {type: "button", class: "tool", id: "save-json", onclick: saveJson}, "Save JSON"),
+        html("button", {type: "button", class: "tool", id: "save-png", onclick: savePng}, "Save PNG"))),
+    html("h1", {"aria-label": graph.title, class: tokens.length > 12 ? "long" : null}, words, gives),
     ...(scores.length ? [html("dl", {class: "scores"}, scores)] : []));
 }
+
+const drawSaveState = () => byId("save-json").classList.toggle("changed", graph.isChanged);
 
 function legendButton(item) {
   const button = html("button", {type: "button", class: "legend", "aria-pressed": "true", title: "Show or hide", onclick: () => {
@@ -58,30 +39,54 @@ function setHidden(name, isHidden) {
   else paint();
 }
 
-// The slider is geometric: half way is the square root of all edges, so that few can be set finely.
-function edgeSlider() {
-  const most = Math.min(graph.edges.length, DRAWN_AT_MOST);
+// A slider is geometric: half way is the square root of all, so that few can be set finely.
+function slider(id, name, most, value, change) {
   const count = (position) => (position === 0 ? 0 : Math.round(most ** position));
-  const output = html("output", {for: "n-edges"});
-  const say = () => output.replaceChildren(`${graph.nShown.toLocaleString("en")} of ${graph.edges.length.toLocaleString("en")}`);
-  graph.nShown = Math.min(graph.nShown, most);
-  const start = most > 1 ? Math.log(graph.nShown) / Math.log(most) : 1;
-  const slider = html("input", {type: "range", id: "n-edges", min: 0, max: 1, step: 0.005, value: start, oninput: (event) => {
-    graph.nShown = count(Number(event.target.value));
-    say();
-    paint();
-  }});
-  say();
-  return html("div", {class: "edge-tools"}, html("label", {for: "n-edges"}, "Strongest edges"), slider, output,
-    html("span", {class: "edge-key"}, edgeSample("positive"), "raises", edgeSample("negative"), "lowers"));
+  const output = html("output", {for: id});
+  const tell = (n) => output.replaceChildren(`${n.toLocaleString("en")} of ${most.toLocaleString("en")}`);
+  const start = most > 1 ? Math.log(Math.max(value, 1)) / Math.log(most) : 1;
+  tell(value);
+  return html("div", {class: "edge-tools"}, html("label", {for: id}, name), html("input", {type: "range", id, min: 0, max: 1, step: 0.005, value: start, oninput: (event) => {
+    const n = count(Number(event.target.value));
+    event.target.setAttribute("aria-valuetext", `${n} of ${most}`);
+    tell(n);
+    change(n);
+  }}), output);
 }
-
-const edgeSample = (sign) => svg("svg", {width: 26, height: 8, "aria-hidden": "true"}, svg("path", {class: `edge lit ${sign}`, d: "M0 4H26", "stroke-width": 2.2, "stroke-dasharray": sign === "negative" ? "7 3.5" : null}));
 
 function drawToolbar() {
   const items = [...graph.categories.values()];
+  const nodes = graph.nPrunable < 2 ? null : slider("n-nodes", "Strongest nodes", graph.nPrunable, graph.nNodes, (n) => {
+    graph.nNodes = n;
+    graph.revealed.clear();
+    soon(fit);
+  });
+  const edges = graph.edges.length === 0 ? null : slider("n-edges", "Strongest edges", graph.edges.length, graph.nEdges, (n) => {
+    graph.nEdges = n;
+    soon(paint);
+  });
+  const key = () => [edgeSample("positive"), "raises", edgeSample("negative"), "lowers"];
   byId("toolbar").replaceChildren(html("div", {class: "legends", role: "group", "aria-label": "Show or hide nodes"}, items.map(legendButton)),
-    ...(graph.edges.length ? [edgeSlider()] : []));
+    ...[nodes, edges].filter(Boolean), html("span", {class: "edge-key"}, key()));
+  byId("subgraph-key").replaceChildren("Width: share of the answer. On an edge: the heads that carry it.");
+  byId("unpin-all").addEventListener("click", () => {
+    graph.pinned.clear();
+    changed("All nodes unpinned");
+    redraw();
+  });
+}
+
+const edgeSample = (sign) => svg("svg", {width: 26, height: 8, "aria-hidden": "true"}, svg("path", {class: `sample ${sign}`, d: "M0 4H26", "stroke-width": 2.2, "stroke-dasharray": sign === "negative" ? "7 3.5" : null}));
+
+// Several changes within one frame are one change.
+const waiting = new Set();
+function soon(act) {
+  if (waiting.has(act)) return;
+  waiting.add(act);
+  requestAnimationFrame(() => {
+    waiting.delete(act);
+    act();
+  });
 }
 
 function drawNote(isWide) {
@@ -92,30 +97,61 @@ function drawNote(isWide) {
 function table(columns, rows) {
   const isValue = (cell) => /^[−+-]?[\d.,]+/.test(String(cell));
   const cell = (value, at) => html("td", {class: at > 0 && isValue(value) ? "value" : ""}, isNumber(value) ? number(value) : String(value ?? ""));
-  const head = columns ? html("thead", {}, html("tr", {}, columns.map((name, at) => html("th", {scope: "col", class: at > 0 ? "value" : ""}, String(name))))) : null;
+  const isValues = (at) => at > 0 && rows.every((row) => isValue(row[at]) || row[at] === "–");
+  const head = columns ? html("thead", {}, html("tr", {}, columns.map((name, at) => html("th", {scope: "col", class: isValues(at) ? "value" : ""}, String(name))))) : null;
   return html("div", {class: "table"}, html("table", {}, head, html("tbody", {}, rows.map((row) => html("tr", {}, row.map(cell))))));
 }
 
 function drawTables() {
-  const {tables, made} = graph.payload;
-  const cards = (tables || []).map((item) => html("section", {class: "card"}, html("h2", {}, item.title),
+  const {tables, made} = graph.more;
+  const cards = (tables || []).map((item) => html("section", {class: "card"}, html("h2", {}, String(item.title)),
     item.note ? html("p", {class: "table-note"}, item.note) : null, table(item.columns, item.rows || [])));
   byId("tables").replaceChildren(...cards);
-  byId("footer").replaceChildren(html("dl", {}, Object.entries(made || {}).map(([name, value]) => html("div", {}, html("dt", {}, name), html("dd", {}, String(value))))));
+  const facts = Object.entries(made || {}).filter(([name, value]) => value && name !== "tokens" && name !== "prompt");
+  byId("footer").replaceChildren(html("dl", {}, facts.map(([name, value]) => html("div", {}, html("dt", {}, name), html("dd", {}, String(value))))));
 }
+
+// --- the selection
 
 function select(selection) {
   if (selection?.kind === "node") reveal(selection.id);
   graph.selection = selection;
-  paint();
-  drawPanel();
+  redraw();
   writeHash(selection);
 }
 
-// A node chosen from a list may be filtered out or scrolled away: bring it into the figure.
+function redraw() {
+  paint();
+  drawSubgraphSoon();
+  litBoxes();
+  drawPanel();
+}
+
+let drawnPins = "";
+function drawSubgraphSoon() {
+  const pins = JSON.stringify([[...graph.pinned], [...graph.pinned].map((id) => graph.nodes.get(id).label)]);
+  if (pins === drawnPins) return;
+  drawnPins = pins;
+  drawSubgraph();
+}
+
+// Add nodes to the selection, or take them out where all are in.
+function toggleChosen(ids) {
+  const before = graph.selection?.kind === "path" ? [] : selectedIds();
+  const isIn = ids.every((id) => before.includes(id));
+  const after = isIn ? before.filter((id) => !ids.includes(id)) : [...new Set([...before, ...ids])];
+  select(after.length === 0 ? null : after.length === 1 ? {kind: "node", id: after[0]} : {kind: "many", ids: after});
+  say(`${after.length} selected`);
+}
+
+// A node chosen from a list may be pruned, filtered out or scrolled away: bring it into the figure.
 function reveal(id) {
-  const name = category(graph.nodes.get(id));
-  if (graph.hidden.has(name)) setHidden(name, false);
+  const node = graph.nodes.get(id);
+  if (graph.hidden.has(category(node))) setHidden(category(node), false);
+  if (!isLaidOut(node)) {
+    graph.revealed.add(id);
+    fit();
+  }
   const place = graph.layout.places.get(id);
   const scroller = byId("scroller");
   if (place.x < scroller.scrollLeft + 20 || place.x > scroller.scrollLeft + scroller.clientWidth - 20) {
@@ -126,13 +162,15 @@ function reveal(id) {
 
 // One mark at a time is a tab stop; the arrow keys move it.
 function setStop(id) {
-  for (const item of graph.marks.values()) item.setAttribute("tabindex", item.dataset.id === id ? 0 : -1);
+  graph.marks.get(graph.stop)?.setAttribute("tabindex", -1);
+  graph.stop = id;
+  graph.marks.get(id)?.setAttribute("tabindex", 0);
 }
 
 function writeHash(selection) {
-  const hash = selection === null ? "" : `#${selection.kind}=${encodeURIComponent(selection.id ?? selection.name ?? selection.index + 1)}`;
+  const value = selection === null || selection.kind === "many" ? null : selection.id ?? selection.name ?? selection.index + 1;
   try {
-    history.replaceState(null, "", hash || location.pathname + location.search);
+    history.replaceState(null, "", value === null ? location.pathname + location.search : `#${selection.kind}=${encodeURIComponent(value)}`);
   } catch {
     // A page inside a notebook's frame has no address of its own to write.
   }
@@ -152,29 +190,30 @@ function readHash() {
   return null;
 }
 
-function fit() {
-  const width = byId("scroller").clientWidth;
-  if (graph.layout && graph.fitted === width) return;
-  graph.fitted = width;
-  const isFirst = graph.layout === null;
-  graph.layout = layOut(graph.payload, graph.nLayers, width);
-  drawFigure(graph.layout);
-  drawNote(graph.layout.width > width);
-  if (isFirst) byId("scroller").scrollLeft = graph.layout.width; // the answer is at the right
-  setStop(graph.selection?.id ?? [...graph.layout.places.keys()].pop());
-  paint();
+// What was done, for those who cannot see it, and for a moment on the page.
+let quiet = 0;
+function say(text) {
+  const status = byId("status");
+  status.textContent = text;
+  status.classList.add("shown");
+  clearTimeout(quiet);
+  quiet = setTimeout(() => status.classList.remove("shown"), 2500);
 }
+
+// --- keys and pointer
 
 const ARROWS = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]};
 
 function onFigureKey(event) {
   const id = event.target.closest(".node")?.dataset.id;
   if (!id) return;
-  if (event.key === "Enter" || event.key === " ") select({kind: "node", id});
+  if (event.key === "Enter" || event.key === " ") choose(id, event.shiftKey);
   else if (event.key in ARROWS) moveStop(neighbour(id, ...ARROWS[event.key]));
   else return;
   event.preventDefault();
 }
+
+const choose = (id, isMore) => (isMore ? toggleChosen([id]) : select({kind: "node", id}));
 
 function moveStop(id) {
   if (!id) return;
@@ -182,26 +221,75 @@ function moveStop(id) {
   graph.marks.get(id).focus();
 }
 
+// One letter each, wherever no text is being written.
+const COMMANDS = {
+  "/": () => byId("search").focus(),
+  p: () => (selectedIds().length > 0 ? togglePins(selectedIds()) : say("Select a node to pin it.")),
+  g: startGroup,
+  e: () => byId("panel").querySelector(".edit")?.click(),
+};
+
+function startGroup() {
+  const ids = selectedIds();
+  if (ids.length === 0) return say("Select nodes to group them.");
+  select({kind: "many", ids: [...ids]});
+  byId("group-name").focus();
+}
+
+function onPageKey(event) {
+  if (event.key === "Escape") {
+    hideTooltip();
+    select(null);
+  }
+  const isWriting = event.target.closest?.("input:not([type=range]), textarea");
+  if (isWriting || event.ctrlKey || event.metaKey || event.altKey || !(event.key in COMMANDS)) return;
+  event.preventDefault();
+  COMMANDS[event.key]();
+}
+
+function onPointer(event) {
+  const id = event.target.closest?.(".node")?.dataset.id;
+  if (id) return id === graph.hovered && !byId("tooltip").hidden ? undefined : showTooltip((graph.hovered = id));
+  if (!graph.drawn || graph.drawn.lit.length === 0) return hideTooltip();
+  const box = byId("edges").getBoundingClientRect();
+  const left = byId("scroller").scrollLeft;
+  const edge = edgeAt(event.clientX - box.left + left, event.clientY - box.top);
+  if (edge) showEdgeTip(edge, event.clientX, event.clientY);
+  else hideTooltip();
+}
+
 function listen() {
   const scroller = byId("scroller");
   const markOf = (event) => event.target.closest?.(".node")?.dataset.id;
-  scroller.addEventListener("click", (event) => select(markOf(event) ? {kind: "node", id: markOf(event)} : null));
-  scroller.addEventListener("keydown", onFigureKey);
-  for (const name of ["pointerover", "focusin"]) {
-    scroller.addEventListener(name, (event) => (markOf(event) ? showTooltip(markOf(event)) : hideTooltip()));
-  }
-  for (const name of ["pointerleave", "focusout", "scroll"]) scroller.addEventListener(name, hideTooltip);
-  document.addEventListener("keydown", (event) => {
-    if (event.key !== "Escape") return;
-    hideTooltip();
-    select(null);
+  scroller.addEventListener("click", (event) => {
+    const id = markOf(event);
+    if (id) choose(id, event.shiftKey);
+    else if (!event.shiftKey) select(null);
   });
+  scroller.addEventListener("keydown", onFigureKey);
+  scroller.addEventListener("pointermove", onPointer);
+  scroller.addEventListener("focusin", (event) => { if (markOf(event)) showTooltip(markOf(event)); });
+  for (const name of ["pointerleave", "focusout", "scroll"]) scroller.addEventListener(name, hideTooltip);
+  scroller.addEventListener("scroll", () => soon(drawEdges), {passive: true});
+  document.addEventListener("keydown", onPageKey);
+  document.addEventListener("pointerdown", (event) => { if (!event.target.closest(".search")) openResults(false); });
   window.addEventListener("hashchange", () => select(readHash()));
   window.addEventListener("scroll", hideTooltip, {passive: true});
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawPanel);
-  new ResizeObserver(() => requestAnimationFrame(fit)).observe(scroller);
+  window.addEventListener("beforeunload", (event) => { if (graph.isChanged) event.preventDefault(); });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    drawnPins = "";
+    redraw();
+  });
+  new ResizeObserver(() => requestAnimationFrame(refit)).observe(scroller);
 }
 
+function refit() {
+  if (graph.fitted === byId("scroller").clientWidth) return;
+  fit();
+  drawSubgraph();
+}
+
+linkSupernodes();
 drawHeader();
 drawToolbar();
 drawTables();

@@ -13,7 +13,7 @@ function sizeNodes(nodes) {
   const sizes = new Map();
   for (const node of nodes) {
     const r = isNumber(node.influence) ? 4.5 + (top - 4.5) * Math.sqrt(Math.max(node.influence, 0) / largest) : 5;
-    const text = node.kind === "logit" ? shorten(visible(node.label), 120, MONO) : null;
+    const text = isTop(node) ? shorten(visible(node.label), 150, MONO) : null;
     const w = text === null ? 2 * r + 2 : textWidth(text, MONO) + 18;
     sizes.set(node.id, {r, w, h: text === null ? 2 * r + 2 : 24, text});
   }
@@ -41,15 +41,15 @@ function packLines(ids, sizes, width) {
 function orderCell(nodes) {
   const weight = new Map();
   for (const node of nodes) weight.set(category(node), (weight.get(category(node)) || 0) + (node.influence || 0));
-  const rank = (node) => (node.kind === "feature" ? 0 : node.kind === "logit" ? -1 : 1);
+  const rank = (node) => (node.kind === "feature" ? 0 : isTop(node) ? -1 : 1);
   return [...nodes].sort(
     (a, b) => rank(a) - rank(b) || weight.get(category(b)) - weight.get(category(a))
       || category(a).localeCompare(category(b)) || (b.influence || 0) - (a.influence || 0));
 }
 
-function makeCells(payload) {
+function makeCells(nodes) {
   const cells = new Map();
-  for (const node of payload.nodes) {
+  for (const node of nodes) {
     const column = isNumber(node.pos) ? node.pos : BIAS;
     const key = `${node.layer},${column}`;
     if (!cells.has(key)) cells.set(key, {layer: node.layer, column, nodes: []});
@@ -118,18 +118,18 @@ function placeCell(cell, column, row, sizes, places) {
   return {x: x - w / 2, y: row.y + (row.h - h) / 2, w, h};
 }
 
-function layOut(payload, nLayers, available) {
-  const sizes = sizeNodes(payload.nodes);
-  const cells = makeCells(payload);
-  const keys = payload.tokens.map((_, pos) => pos);
+function layOut(nodes, tokens, nLayers, available) {
+  const sizes = sizeNodes(nodes);
+  const cells = makeCells(nodes);
+  const keys = tokens.map((_, pos) => pos);
   if (cells.some((cell) => cell.column === BIAS)) keys.unshift(BIAS);
-  const columns = keys.map((key) => measureColumn(key, cells, sizes, key === BIAS ? BIAS : visible(payload.tokens[key])));
+  const columns = keys.map((key) => measureColumn(key, cells, sizes, key === BIAS ? BIAS : visible(tokens[key])));
   const width = setColumnWidths(columns, available);
   const byKey = new Map(columns.map((column) => [column.key, column]));
   for (const cell of cells) cell.packed = packLines(cell.ids, sizes, byKey.get(cell.column).w - 2 * SPACE.cell);
   const rows = [];
   for (let layer = nLayers; layer >= -1; layer -= 1) {
-    rows.push({layer, name: layer === nLayers ? "Logits" : layer === -1 ? "Embeddings" : `Layer ${layer}`});
+    rows.push({layer, name: layer === nLayers ? "Answer" : layer === -1 ? "Embeddings" : `Layer ${layer}`});
   }
   const bottom = setRowHeights(rows, cells);
   const byLayer = new Map(rows.map((row) => [row.layer, row]));

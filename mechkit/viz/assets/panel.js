@@ -5,7 +5,7 @@ const SHORT_LIST = 8;
 function drawPanel() {
   const {selection} = graph;
   const parts = selection === null ? overview() : selection.kind === "node" ? nodeDetails(graph.nodes.get(selection.id))
-    : selection.kind === "path" ? pathDetails(selection.index) : groupDetails(selection.name);
+    : selection.kind === "path" ? pathDetails(selection.index) : selection.kind === "many" ? manyDetails(selection.ids) : groupDetails(selection.name);
   const panel = byId("panel");
   panel.replaceChildren(...parts.filter((part) => part !== null));
   panel.scrollTop = 0;
@@ -14,13 +14,18 @@ function drawPanel() {
 const heading = (text, note) => html("h3", {}, text, note ? html("small", {}, note) : null);
 const back = () => html("button", {type: "button", class: "back", onclick: () => select(null)}, "← Overview", html("kbd", {}, "Esc"));
 
+const KEYS = [["/", "search"], ["← ↑ ↓ →", "move between nodes"], ["Enter", "select"], ["Shift+Enter", "select several"], ["p", "pin"], ["g", "group"], ["e", "edit the label"], ["Esc", "overview"]];
+
 function overview() {
-  const strongest = [...graph.nodes.values()].filter((node) => isNumber(node.influence) && node.kind !== "logit")
-    .sort((a, b) => b.influence - a.influence).slice(0, 10);
+  const strongest = graph.list.filter((node) => isNumber(node.influence)).sort((a, b) => b.influence - a.influence).slice(0, 10);
   const pathways = graph.pathways.length === 0 ? [] : [heading("Pathways", "share of the answer"), html("ol", {class: "paths"}, graph.pathways.map(pathItem))];
   const nodes = strongest.length === 0 ? [] : [heading("Strongest nodes", "share of the answer"),
     html("ul", {class: "rows"}, strongest.map((node) => nodeRow(node, percent(node.influence), node.influence / strongest[0].influence, false)))];
-  return [html("p", {class: "hint"}, "Select a node to see what it responds to, what feeds it and what it feeds. Arrow keys move between nodes."), ...pathways, ...nodes];
+  const groups = [...graph.supernodes.keys()];
+  const supernodes = groups.length === 0 ? [] : [heading("Supernodes"), html("p", {class: "chips"}, groups.map((name) =>
+    html("button", {type: "button", class: "chip", onclick: () => select({kind: "group", name})}, `${name} (${graph.supernodes.get(name).length})`)))];
+  const keys = html("dl", {class: "keys"}, KEYS.map(([key, what]) => html("div", {}, html("dt", {}, html("kbd", {}, key)), html("dd", {}, what))));
+  return [html("p", {class: "hint"}, "Select a node to see what it responds to, what feeds it and what it feeds; with Shift, several."), ...pathways, ...nodes, ...supernodes, heading("Keys"), keys];
 }
 
 function pathItem(pathway, index) {
@@ -35,11 +40,71 @@ function pathDetails(index) {
   const pathway = graph.pathways[index];
   const note = isNumber(pathway.share) ? `carries ${percent(pathway.share)} of the answer` : "";
   return [back(), html("p", {class: "kicker"}, `Pathway ${index + 1} of ${graph.pathways.length}`), html("h2", {}, pathway.text),
-    note ? html("p", {class: "where"}, note) : null, ...memberList(pathway.nodes)];
+    note ? html("p", {class: "where"}, note) : null, actions(pinAction(pathway.nodes)), ...memberList(pathway.nodes)];
 }
 
 function groupDetails(name) {
-  return [back(), html("p", {class: "kicker"}, "Supernode"), html("h2", {}, name), ...memberList(graph.supernodes.get(name))];
+  const ids = graph.supernodes.get(name);
+  const share = sum(ids.map((id) => graph.nodes.get(id).influence || 0));
+  return [back(), html("p", {class: "kicker"}, `Supernode of ${ids.length}`), ...title(name, (text) => renameGroup(name, text), "Name of the supernode"),
+    actions(pinAction(ids), html("button", {type: "button", class: "action", id: "ungroup", onclick: () => ungroup(name)}, "Ungroup")),
+    facts([["Share of the answer", percent(share)]]), ...checkBlock(graph.more.supernodes?.[name]), ...thumbRow(ids), ...memberList(ids)];
+}
+
+function manyDetails(ids) {
+  const input = html("input", {type: "text", id: "group-name", placeholder: "Name of the supernode", "aria-label": "Name of the supernode", onkeydown: (event) => {
+    if (event.key === "Enter") groupNodes(ids, input.value);
+    else if (event.key !== "Escape") return;
+    else byId("panel").querySelector(".back").focus();
+    event.preventDefault();
+    event.stopPropagation();
+  }});
+  return [back(), html("p", {class: "kicker"}, "Selection"), html("h2", {}, `${ids.length} nodes`),
+    html("div", {class: "group-row"}, input, html("button", {type: "button", class: "action", onclick: () => groupNodes(ids, input.value)}, "Group", html("kbd", {}, "g"))),
+    actions(pinAction(ids)), ...thumbRow(ids), ...memberList(ids)];
+}
+
+const actions = (...buttons) => html("div", {class: "actions"}, buttons);
+
+function pinAction(ids) {
+  const isPinned = ids.every((id) => graph.pinned.has(id));
+  return html("button", {type: "button", class: "action", "aria-pressed": String(isPinned), onclick: () => togglePins(ids)},
+    isPinned ? "Unpin" : "Pin", html("kbd", {}, "p"));
+}
+
+// A heading that can be edited in place: a button, Enter keeps, Escape does not.
+function title(text, keep, name) {
+  const heading = html("h2", {}, text);
+  const button = html("button", {type: "button", class: "action edit", "aria-label": `Edit: ${name}`, onclick: () => {
+    const input = html("input", {type: "text", class: "title-input", value: text, "aria-label": name});
+    let isDone = false;
+    const end = (isKept) => {
+      if (isDone) return;
+      isDone = true;
+      if (isKept) keep(input.value);
+      else drawPanel();
+      byId("panel").querySelector(".edit")?.focus();
+    };
+    input.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" || event.key === "Escape") {
+        event.preventDefault();
+        event.stopPropagation();
+        end(event.key === "Enter");
+      }
+    });
+    input.addEventListener("blur", () => end(true));
+    row.replaceChildren(input);
+    input.focus();
+    input.select();
+  }}, "Edit", html("kbd", {}, "e"));
+  const row = html("div", {class: "title-row"}, heading, button);
+  return [row];
+}
+
+function thumbRow(ids) {
+  const nodes = ids.map((id) => graph.nodes.get(id)).filter((node) => node.plot).slice(0, 12);
+  return nodes.length === 0 ? [] : [heading("Activity over all operands"), html("div", {class: "thumb-row"}, nodes.map((node) =>
+    html("button", {type: "button", title: node.label, "aria-label": node.label, onclick: () => select({kind: "node", id: node.id})}, thumbnail(node, 74))))];
 }
 
 function memberList(ids) {
@@ -57,32 +122,35 @@ function bar(size, isSigned) {
     html("span", {css: {left: `${left}%`, width: `${length}%`}}));
 }
 
-function nodeRow(node, text, size, isSigned) {
+function nodeRow(node, text, size, isSigned, carried = "") {
   const item = graph.categories.get(category(node));
-  return html("li", {}, html("button", {type: "button", class: "row", title: describe(node), onclick: () => select({kind: "node", id: node.id})},
-    glyph(node.kind, item), html("span", {class: "row-label"}, node.label, html("small", {}, shortPlace(node))),
+  return html("li", {}, html("button", {type: "button", class: "row", title: describe(node), onclick: (event) => (event.shiftKey ? toggleChosen([node.id]) : select({kind: "node", id: node.id}))},
+    glyph(node.kind, item), html("span", {class: "row-label"}, node.label, html("small", {}, shortPlace(node)), carried ? html("small", {class: "heads"}, carried) : null),
     bar(size, isSigned), html("span", {class: "row-value"}, text)));
 }
 
 function shortPlace(node) {
-  const layer = node.layer === -1 ? "emb" : node.layer === graph.nLayers ? "logit" : `L${node.layer}`;
-  return isNumber(node.pos) ? `${layer} ‘${shorten(visible(graph.payload.tokens[node.pos]), 70, FONT)}’` : layer;
+  const layer = node.layer === -1 ? "emb" : node.layer === graph.nLayers ? "answer" : `L${node.layer}`;
+  return isNumber(node.pos) ? `${layer} ‘${shorten(visible(graph.tokens[node.pos]), 70, FONT)}’` : layer;
 }
 
 function nodeDetails(node) {
   const item = graph.categories.get(category(node));
+  const values = [["Share of the answer", isNumber(node.influence) ? percent(node.influence) : null], ["Activation", isNumber(node.activation) ? number(node.activation) : null],
+    ["Probability", isNumber(node.probability) ? percent(node.probability) : null]];
   return [
     back(),
     html("p", {class: "kicker"}, glyph(node.kind, item), KIND_NAMES[node.kind]),
-    html("h2", {}, node.label),
-    html("p", {class: "where"}, upperFirst(whereIs(node)), html("code", {}, node.id)),
+    ...title(node.label, (text) => renameNode(node.id, text), "Label of the node"),
+    html("p", {class: "where"}, upperFirst(whereIs(node)), html("code", {}, node.text || node.id)),
+    actions(pinAction([node.id])),
     chips(node, item),
-    node.text ? html("p", {class: "free-text"}, node.text) : null,
-    facts(node),
+    facts(values),
     ...plotBlock(node),
+    ...noteBlocks(node.notes),
     ...checkBlock(node.check),
-    ...linkBlock("Strongest inputs", graph.inputs.get(node.id), "source"),
-    ...linkBlock("Strongest outputs", graph.outputs.get(node.id), "target"),
+    ...linkBlock("Strongest inputs", node.inputs, "from"),
+    ...linkBlock("Strongest outputs", node.outputs, "to"),
   ];
 }
 
@@ -98,16 +166,15 @@ function chips(node, item) {
       `Supernode: ${node.supernode} (${members.length})`) : null);
 }
 
-function facts(node) {
-  const pairs = [["Share of the answer", isNumber(node.influence) ? percent(node.influence) : null],
-    ["Activation", isNumber(node.activation) ? number(node.activation) : null]].filter(([, value]) => value !== null);
+function facts(values) {
+  const pairs = values.filter(([, value]) => value !== null);
   return pairs.length === 0 ? null : html("dl", {class: "facts"}, pairs.map(([name, value]) => html("div", {}, html("dt", {}, name), html("dd", {}, value))));
 }
 
 function plotBlock(node) {
   if (!node.plot) return [];
-  const names = graph.payload.operands?.names || ["a", "b"];
-  return [heading(`Activity over all ${names[0]}, ${names[1]}`, "at its own position"), operandPlot(node.plot, graph.payload.operands)];
+  const names = graph.more.operands?.names || ["a", "b"];
+  return [heading(`Activity over all ${names[0]}, ${names[1]}`, "at its own position"), operandPlot(node.plot, graph.more.operands)];
 }
 
 const CHECKS = [
@@ -127,11 +194,11 @@ function checkBlock(check) {
 function linkBlock(title, edges, end) {
   if (edges.length === 0) return [];
   const largest = Math.abs(edges[0].weight) || 1;
-  const row = (edge) => nodeRow(graph.nodes.get(edge[end]), signed(edge.weight), edge.weight / largest, true);
+  const row = (edge) => nodeRow(edge[end], signed(edge.weight), edge.weight / largest, true, headText(edge.heads?.filter(([name]) => name !== "no head")));
   const list = html("ul", {class: "rows"}, edges.slice(0, SHORT_LIST).map(row));
   const more = edges.length <= SHORT_LIST ? null : html("button", {type: "button", class: "more", onclick: (event) => {
     list.append(...edges.slice(SHORT_LIST).map(row));
     event.currentTarget.remove();
   }}, `Show all ${edges.length}`);
-  return [heading(title, "signed contribution"), list, more];
+  return [heading(title, edges.some((edge) => edge.heads) ? "contribution, and the heads that carry it" : "signed contribution"), list, more];
 }

@@ -147,3 +147,16 @@ function operandPlot(plot, given) {
   arrived.catch(() => reading.replaceChildren("The plot's picture could not be read."));
   return block;
 }
+
+// The plot alone, small, in colour; drawn when its picture has been read, and read once.
+function thumbnail(node, side = 40) {
+  const scale = window.devicePixelRatio || 1;
+  const canvas = html("canvas", {class: "thumb", width: Math.round(side * scale), height: Math.round(side * scale), "aria-hidden": "true", css: {width: `${side}px`, height: `${side}px`}});
+  node.picture ||= readPlot(node.plot);
+  node.picture.then((data) => {
+    const pen = canvas.getContext("2d");
+    pen.imageSmoothingQuality = "high";
+    pen.drawImage(colourIn(data, plotColours()), 0, 0, canvas.width, canvas.height);
+  }).catch(() => canvas.remove());
+  return canvas;
+}
