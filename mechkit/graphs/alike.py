@@ -4,30 +4,36 @@ Only kept features at one position, in one layer or two adjacent ones, are ever 
 linkage: every two features of a group are at least as alike as the threshold, whatever the order they come in.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from mechkit.graphs.nodes import Node
-from mechkit.graphs.promoted import likeness
+from mechkit.graphs.promoted import chance_likeness, likeness, unembedding_gram
 
 BY_MEANING, BY_EDGES = 0.4, 0.8
-"""Likeness that features of one supernode have at least."""
+"""Likeness that features of one supernode have at least, unless told; by meaning, more where chance would give more."""
 
 _APART = 3.0
 """Distance of features that cannot be alike."""
 
 
-def by_meaning(graph, nodes: Sequence[Node], labels: Mapping[str, str], threshold: float) -> list[list[Node]]:
+def by_meaning(
+    graph, nodes: Sequence[Node], labels: Mapping[str, str], threshold: float | None = None
+) -> list[list[Node]]:
     """Groups of two or more features with one label, or, where neither has a label, that promote the same tokens.
 
     `labels` are texts by node id. Two features without are as alike as the cosine of their direct effects on the
-    logits. Cost: that of `promoted.likeness`, and n^2 for the features of each place.
+    logits. The threshold is `BY_MEANING` unless given, or what `chance_likeness` says of as many features as the
+    largest place has, where that is more. Cost: that of `unembedding_gram`, and n^2 for all features.
     """
     plain = [node for node in nodes if node.id not in labels]
     place = {node.id: i for i, node in enumerate(plain)}
-    cosines = likeness(graph.attribution, plain).cpu().numpy() if plain else np.zeros((0, 0))
+    gram, most = unembedding_gram(graph.attribution), max(Counter(node.pos for node in nodes).values(), default=0)
+    cosines = likeness(graph.attribution, plain, gram).cpu().numpy() if plain else np.zeros((0, 0))
+    threshold = max(BY_MEANING, min(1.0, chance_likeness(gram, most))) if threshold is None else threshold
 
     def alike(members: Sequence[Node]) -> Float[np.ndarray, "n n"]:
         texts = np.array([labels.get(node.id, "") for node in members])

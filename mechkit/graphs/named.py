@@ -103,8 +103,9 @@ class Named:
     def regroup(self, by: str = "meaning", threshold: float | None = None) -> None:
         """Make all supernodes anew, by what features mean or by their edges ("edges"); edits are lost, labels count.
 
-        `threshold` is how alike any two features of a supernode are at least, from 0 to 1 (cosines): 0.4 by meaning
-        and 0.8 by edges unless given. Raises ValueError for anything else.
+        `threshold` is how alike any two features of a supernode are at least, from 0 to 1 (cosines): unless given 0.8
+        by edges, and by meaning 0.4 or what chance would give at the model's width, if that is more. Raises ValueError
+        for anything else.
         """
         from mechkit.graphs.supernodes import regrouped
 

@@ -118,21 +118,28 @@ def _shown(text: str) -> str:
 
 
 @torch.no_grad()
-def likeness(engine, nodes: Sequence[Node]) -> Float[Tensor, "node node"]:
-    """Cosines of the features' direct effects on the logits.
-
-    Cost: 2 d^2 vocab FLOPs, whatever the number of features; no logits are held.
-    """
-    read = read_at_end(engine, written(engine, nodes), [node.pos or 0 for node in nodes]).float()
-    gram, parts = read.new_zeros(read.shape[1], read.shape[1]), _columns(engine.frozen.model.W_U.detach())
-    mean = torch.stack([part.float().sum(1) for part in parts]).sum(0) / sum(part.shape[1] for part in parts)
+def unembedding_gram(engine) -> Float[Tensor, "d_model d_model"]:
+    """Inner products of the logits, from their mean, that each direction makes. Cost: 2 d^2 vocab FLOPs."""
+    W_U = engine.frozen.model.W_U.detach()
+    parts, gram = W_U.split(max(1, _AT_ONCE // len(W_U)), 1), W_U.new_zeros(len(W_U), len(W_U), dtype=torch.float32)
+    mean = torch.stack([part.float().sum(1) for part in parts]).sum(0) / W_U.shape[1]
     for part in parts:
         centred = part.float() - mean[:, None]
         gram += centred @ centred.T
+    return gram
+
+
+@torch.no_grad()
+def likeness(engine, nodes: Sequence[Node], gram: Float[Tensor, "d_model d_model"]) -> Float[Tensor, "node node"]:
+    """Cosines of the features' direct effects on the logits, by `unembedding_gram`; no logits are held."""
+    read = read_at_end(engine, written(engine, nodes), [node.pos or 0 for node in nodes]).float()
     inner = read @ gram @ read.T
     size = inner.diagonal().clamp_min(torch.finfo(inner.dtype).tiny).sqrt()
     return (inner / size[:, None] / size).clamp(-1, 1)
 
 
-def _columns(W_U: Float[Tensor, "d_model vocab"]) -> Sequence[Tensor]:
-    return W_U.split(max(1, _AT_ONCE // len(W_U)), 1)
+def chance_likeness(gram: Float[Tensor, "d_model d_model"], n: int) -> float:
+    """The largest cosine to expect among `n` features of random directions: sqrt(2 ln pairs / width), the width being
+    the participation ratio of the unembedding's spectrum, (tr G)^2 / tr G^2."""
+    width = float(gram.trace() ** 2 / gram.square().sum().clamp_min(1e-30))
+    return (2 * log(max(1.0, n * (n - 1) / 2)) / max(width, 1.0)) ** 0.5

@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from mechkit.core.metrics import Metric
 from mechkit.core.sweep import sweep
-from mechkit.graphs.alike import BY_EDGES, BY_MEANING, by_edges, by_meaning
+from mechkit.graphs.alike import BY_EDGES, by_edges, by_meaning
 from mechkit.graphs.check import answer_logit, target_slopes
 from mechkit.graphs.exact import suppression
 from mechkit.graphs.nodes import Node, token_text
@@ -57,7 +57,7 @@ def automatic(graph) -> dict[str, list[Node]]:
 
     Cost: that of `alike.by_meaning` and `alike.by_edges`.
     """
-    found = meaning_groups(graph, BY_MEANING)
+    found = meaning_groups(graph)
     inside = {node.id for nodes in found.values() for node in nodes}
     left = [node for node in kept_features(graph) if node.id not in inside]
     return found | named(graph, by_edges(graph, left, BY_EDGES), taken=found)
@@ -67,15 +67,14 @@ def regrouped(graph, by: str, threshold: float | None) -> dict[str, list[Node]]:
     """Kept features by supernode, by `meaning` or by `edges` alone. Raises ValueError for anything else."""
     if by not in ("meaning", "edges"):
         raise ValueError(f"by is {by!r}; supernodes are made by 'meaning' or by 'edges'")
-    threshold = {"meaning": BY_MEANING, "edges": BY_EDGES}[by] if threshold is None else threshold
-    if not 0 < threshold <= 1:
+    if threshold is not None and not 0 < threshold <= 1:
         raise ValueError(f"threshold is {threshold}; it is a likeness, above 0 and at most 1")
     if by == "meaning":
         return meaning_groups(graph, threshold)
-    return named(graph, by_edges(graph, kept_features(graph), threshold))
+    return named(graph, by_edges(graph, kept_features(graph), threshold or BY_EDGES))
 
 
-def meaning_groups(graph, threshold: float) -> dict[str, list[Node]]:
+def meaning_groups(graph, threshold: float | None = None) -> dict[str, list[Node]]:
     """Kept features that share what they mean: class, layer and position, or label, or the tokens they promote."""
     classes: dict[str, list[Node]] = {}
     left, labels, nodes = [], {}, kept_features(graph)
