@@ -15,6 +15,7 @@ def trace(
     prompt: Annotated[str, typer.Argument(help='What the model is asked, such as "35+59=".')],
     model: Annotated[str, typer.Option(help="A bundled model, a folder, or a name on the Hub.")] = "addition",
     transcoders: Annotated[str | None, typer.Option(help="Folder of transcoders; a bundled model has its own.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Folder of `mechkit features scan`: examples, labels.")] = None,
     device: Annotated[str | None, typer.Option(help="Where to run: cpu, cuda, mps.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for trace.json and trace.html.")] = Path(),
     sums: Annotated[int, typer.Option(min=0, help="Unseen sums on which to suppress whole pathways.")] = 200,
@@ -25,7 +26,7 @@ def trace(
     if not prompt.strip():
         raise ValueError('the prompt is empty; write one such as "35+59="')
     with bars(sys.stderr):
-        graph = _traced(prompt, model, transcoders, device, sums)
+        graph = _traced(prompt, model, transcoders, index, device, sums)
     written = [graph.save(out / "trace.json"), graph.to_html(out / "trace.html")]
     from mechkit.report.trace import print_trace, trace_summary
 
@@ -37,7 +38,7 @@ def trace(
         print_trace(graph, written)
 
 
-def _traced(prompt: str, name: str, transcoders: str | None, device: str | None, sums: int) -> Any:
+def _traced(prompt: str, name: str, transcoders: str | None, index: Path | None, device: str | None, sums: int) -> Any:
     """The graph of `prompt` with meanings, findings and supernode checks."""
     import mechkit as mk
     from mechkit.graphs.meanings import add_operand_meanings, suppress_pathways
@@ -49,7 +50,7 @@ def _traced(prompt: str, name: str, transcoders: str | None, device: str | None,
         from mechkit.dictionaries import load_transcoders
 
         bases = load_transcoders(transcoders, model)
-    graph = mk.trace(model, prompt, bases)
+    graph = mk.trace(model, prompt, bases, index=None if index is None else mk.FeatureIndex.open(index, model=model))
     inputs = add_operand_meanings(graph, prompt)
     if inputs is not None and sums and name == "addition" and re.fullmatch(r"\d+\+\d+=", prompt):
         from mechkit.zoo.addition import unseen_sums

@@ -22,7 +22,7 @@ from mechkit.graphs.alike import BY_EDGES, by_edges, by_meaning
 from mechkit.graphs.check import answer_logit, target_slopes
 from mechkit.graphs.exact import suppression
 from mechkit.graphs.nodes import Node, token_text
-from mechkit.graphs.notes import in_words
+from mechkit.graphs.notes import in_words, label_of
 from mechkit.graphs.promoted import promoted, written
 from mechkit.graphs.received import received, tokens_named
 
@@ -222,8 +222,7 @@ def check_supernodes(graph) -> list[SupernodeCheck]:
         answer = token_text(frozen.model, int(measured[2][i]))
         influence = float(graph.weighted.influence[columns].sum())
         strongest = max(nodes, key=lambda node: float(graph.weighted.influence[graph.column_of(node)]))
-        meaning = graph.meanings.get(strongest.id)
-        label, predicted = "" if meaning is None else meaning.label, -float(effects[columns].sum())
+        label, predicted = label_of(graph, strongest) or "", -float(effects[columns].sum())
         rows.append(SupernodeCheck(name, len(nodes), label, influence, predicted, held_change, change, answer))
     return sorted(rows, key=lambda row: -row.influence)
 
