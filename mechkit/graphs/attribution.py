@@ -117,7 +117,9 @@ class Attribution:
 
     def mlp_in(self, basis) -> Float[Tensor, "pos d_model"]:
         """The values that a basis reads on this prompt."""
-        return self.frozen.values[self.inputs[basis.layer].site][0]
+        return self.frozen.values[self.inputs[basis.layer].site][0].to(
+            self.frozen.final.dtype
+        )  # norms compute in float32
 
     @cached_property
     def active(self) -> list[Active]:

@@ -29,6 +29,9 @@ _EMBEDDED = ("standard", "shortformer")
 _OFF = 1e-3
 """Largest difference of a rebuilt residual stream from the model's, relative to its largest entry."""
 
+_ROUNDINGS = 8
+"""The same in roundings of the model's type, where that is coarse: of bfloat16, 0.06."""
+
 
 @dataclass(frozen=True, eq=False)
 class FrozenModel:
@@ -209,7 +212,8 @@ def _for_every_head(value: Tensor) -> Tensor:
 def _require_equal(made: Tensor, seen: Tensor, what: str, of: str) -> None:
     size = float(seen.abs().max())
     off = float((made - seen).abs().max())
-    if not off <= _OFF * max(size, torch.finfo(seen.dtype).tiny):
+    allowed = max(_OFF, _ROUNDINGS * torch.finfo(seen.dtype).eps)
+    if not off <= allowed * max(size, torch.finfo(seen.dtype).tiny):
         raise ValueError(
             f"{what} differs by {off:.2g} (its largest entry is {size:.2g}) from what {of} gives by the model's own "
             "weights; hooks and modules of your own between them are not followed by graphs: trace a model without"

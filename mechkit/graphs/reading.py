@@ -113,6 +113,10 @@ def require_fitting(model, bases: Sequence) -> None:
             raise ValueError(
                 f"dictionary '{basis.name}' writes {width} numbers; this model has d_model {model.cfg.d_model}"
             )
+        if basis.b_dec.dtype != model.W_E.dtype:
+            raise ValueError(
+                f"dictionary '{basis.name}' is in {basis.b_dec.dtype}, this model in {model.W_E.dtype}; convert one"
+            )
         if basis.hook_in not in model.hook_dict:
             raise ValueError(f"dictionary '{basis.name}' reads {basis.hook_in}, which is no hook of this model")
         if basis.reaches.stop > model.cfg.n_layers:

@@ -77,6 +77,9 @@ class FrozenRuns:
         ):
             self.model(self.tokens)
 
+    emptied = ""
+    """The hook of values whose clipped entries are taken out."""
+
     def _early(self, basis):
         return basis.hook_out.endswith("mlp.hook_out")
 
@@ -132,7 +135,8 @@ class FrozenRuns:
 
         def values(name):
             clip, given = model.cfg.clip_qkv, self.held[name][0]
-            return lambda x, hook: torch.where(given.abs() <= clip, x, given.clamp(-clip, clip))
+            kept = name != self.emptied
+            return lambda x, hook: torch.where(given.abs() <= clip, x, given.clamp(-clip, clip) * kept)
 
         hooks = [(name, hold(name)) for name in self.held if not name.endswith("hook_v")]
         clip = model.cfg.clip_qkv
@@ -232,6 +236,12 @@ class FrozenRuns:
                 for t, mine in zip(self.graph.targets, own, strict=True)
             ]
             return torch.tensor(values).to(before)
+        if node.name == "clipped_v":
+            self.emptied = f"blocks.{node.layer}.attn.hook_v"
+            try:
+                return before - self.targets([[]])[0]
+            finally:
+                self.emptied = ""
         model = copy.deepcopy(self.model)
         self.parameter(model, node).data.zero_()
         return before - self.targets([[]], model)[0]

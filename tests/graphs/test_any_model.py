@@ -64,7 +64,7 @@ def errors(graph, biases_of=None):
         error = (runs.columns(chosen) - matrix[:, chosen]).abs() / sizes[:, None]
         found[kind] = float(error.max())
     for i, node in enumerate(graph.sources):
-        if node.kind == "bias" and node.name not in ("b_dec", "clipped_v") and biases_of in (None, node.layer):
+        if node.kind == "bias" and node.name != "b_dec" and biases_of in (None, node.layer):
             error = (runs.bias_column(node) - matrix[:, i]).abs() / sizes
             found[node.name] = max(found.get(node.name, 0), float(error.max()))
     return found
@@ -91,6 +91,15 @@ def test_rows_sum_and_columns_equal_frozen_ablations_on_all_bases(build, name, k
         pytest.skip("there is no MLP")
     found = errors(traced(model, BASES[kind](model)))
     assert max(found.values()) < EXACT, found
+
+
+def test_what_clipping_puts_into_values_equals_its_frozen_ablation(build):
+    model = make(build, "clipped q, k, v")
+    graph = traced(model, transcoders(model))
+    columns = [i for i, node in enumerate(graph.sources) if node.name == "clipped_v"]
+    assert len(columns) == 3
+    assert float(graph.matrix()[:, columns].abs().max()) > 0.01  # something was clipped
+    assert errors(graph)["clipped_v"] < EXACT
 
 
 @pytest.mark.parametrize("name", OTHER_LINEAR_PARTS)
