@@ -80,7 +80,9 @@ class GraphSet:
         first, last = np.searchsorted(nodes["prompt"], [number, number + 1])
         start, stop = np.searchsorted(edges["prompt"], [number, number + 1])
         texts, own = names[self._aligned.row_of_node[first:last]], edges.iloc[start:stop]
-        mine = nodes.iloc[first:last].assign(node=texts)[["node", *_SHOWN]]
+        own_rows = nodes.iloc[first:last]
+        index = pd.Series(own_rows["index"], dtype="Int64").where(own_rows["kind"] == KINDS.index("feature"))
+        mine = own_rows.assign(node=texts, index=index)[["node", *_SHOWN]]
         ends = own.assign(sender=texts[own["source"]], receiver=texts[own["target"]])
         return SlimGraph(
             self.part.prompts.iloc[number].to_dict(),

@@ -82,7 +82,7 @@ def promoted(engine, rows: Float[Tensor, "n d_model"], pos: Sequence[int], n: in
     Unit: logits. Cost: 2 d vocab FLOPs a row.
     """
     model, found = engine.frozen.model, []
-    special = set[int](getattr(model.tokenizer, "all_special_ids", ()))
+    special = {i for i in getattr(model.tokenizer, "all_special_ids", ()) if i is not None}
     for logits in logit_effects(engine, read_at_end(engine, rows, pos)):
         up, down = (logits.topk(min(n, logits.shape[1]), largest=largest) for largest in (True, False))
         stands_out = _stand_out(logits, up.values)
