@@ -54,7 +54,7 @@ def main(
         "levels": pooled.summary().to_dict("records"),
     }
     if closer:
-        tables = pd.concat([graph.levels() for graph in graphs]).groupby("held", sort=False).mean()
+        tables = pd.DataFrame(pd.concat([graph.levels() for graph in graphs]).groupby("held", sort=False).mean())
         small = Check.pooled([graph.verify(multiple=0.99) for graph in graphs])
         found |= {"held": tables.reset_index().to_dict("records"), "small": small.summary().to_dict("records")}
     typer.echo(json.dumps(found) if as_json else report(found))

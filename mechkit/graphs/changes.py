@@ -8,7 +8,7 @@ A feature need not be active on the prompt.
     changes(graph, {}, swap={"0_12_3": "L0.mlp_out[addition]@3#40"})
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,7 +116,7 @@ def _changeable(node: Node) -> Node:
 
 
 def _named(graph, text: str, pos: int | None) -> list[Node]:
-    groups = supernodes_of(graph)
+    groups = graph.supernodes
     if text in groups:
         members = [node for node in groups[text] if node.kind in ("feature", "error")]
         return members or [_changeable(node) for node in groups[text]]
@@ -156,10 +156,3 @@ def feature_at(graph, layer: int, index: int, pos: int) -> Node:
     mine = ((active.pos == pos) & (active.index == index)).nonzero()[:, 0].tolist()
     off = Node("feature", layer, pos, index, engine.bases[layer].name, 0.0)
     return graph.weighted.sources[columns[0] + mine[0]] if mine else off
-
-
-def supernodes_of(graph) -> Mapping[str, Sequence[Node]]:
-    """The graph's supernodes by name."""
-    from mechkit.graphs.supernodes import supernodes
-
-    return getattr(graph, "supernodes", None) or supernodes(graph, kept=True)

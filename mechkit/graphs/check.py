@@ -28,7 +28,7 @@ from torch import Tensor
 from mechkit.core.loop import hooked
 from mechkit.core.metrics import Metric
 from mechkit.graphs.blocks import Blocks
-from mechkit.graphs.changes import Change, referred, supernodes_of
+from mechkit.graphs.changes import Change, referred
 from mechkit.graphs.effects import Effects, target_slopes
 from mechkit.graphs.exact import adds, exact_error, shift, suppression, writes
 from mechkit.graphs.nodes import Node
@@ -196,7 +196,7 @@ def _chosen(graph, what: Any) -> tuple[list[str], list[list[Node]]]:
         sources = graph.weighted.sources
         return [], [[sources[i]] for i in graph.kept_sources if sources[i].kind == "feature"]
     if isinstance(what, str) and what == "supernodes":
-        what = list(supernodes_of(graph))
+        what = list(graph.supernodes)
     asked = [what] if isinstance(what, str | Node) else list(what)
     found = [referred(graph, one) for one in asked]
     if all(len(group) == 1 for group in found):

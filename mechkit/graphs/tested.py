@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mechkit.graphs.check import Check
     from mechkit.graphs.faithfulness import Faithfulness
     from mechkit.graphs.intervention import Intervened
+    from mechkit.graphs.report import Report
 
 
 class Tested:
@@ -42,6 +43,14 @@ class Tested:
         from mechkit.graphs.levels import levels
 
         return levels(self, root=root)
+
+    def report(self) -> "Report":
+        """What was found and how far to trust it, in words: text that prints, with `.markdown`; see
+        `mechkit.graphs.report.report`.
+        """
+        from mechkit.graphs.report import report
+
+        return report(self)
 
     def faithfulness(
         self,
