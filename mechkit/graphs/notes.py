@@ -14,7 +14,7 @@ from mechkit.core.progress import progress
 from mechkit.graphs.indexed import AUTOMATIC, example_lists, labels_of
 from mechkit.graphs.nodes import Node
 from mechkit.graphs.promoted import promoted, written
-from mechkit.graphs.received import received, tokens_named
+from mechkit.graphs.received import elsewhere, received, tokens_named
 
 N_EXAMPLES = 5
 """Examples kept of each feature."""
@@ -89,7 +89,7 @@ def label_of(graph, node: Node) -> str | None:
         return None
     notes = graph.notes[node.id]
     text, source = notes.labels[0] if notes.labels else ("", "")
-    words = in_words(notes.from_tokens, notes.to_tokens)
+    words = in_words(elsewhere(graph, node, notes.from_tokens), notes.to_tokens)
     if text and not source.endswith(AUTOMATIC):
         return text
     return "; ".join(one for one in (text, words) if one) or None

@@ -49,8 +49,14 @@ class Pathway:
 
 
 def pathways(graph) -> list[Pathway]:
-    """All pathways of at least `SMALLEST`, largest share first. Cost: one descent with heads apart per place."""
-    return _Walk(graph).run()
+    """All pathways of at least `SMALLEST`, largest share first. Cost: one descent with heads apart per place, once for
+    the supernodes as they are.
+    """
+    known = tuple((name, *(node.id for node in nodes)) for name, nodes in graph.supernodes.items())
+    kept = vars(graph).get("_pathways")
+    if kept is None or kept[0] != (known, id(graph.meanings)):
+        kept = vars(graph)["_pathways"] = ((known, id(graph.meanings)), _Walk(graph).run())
+    return kept[1]
 
 
 class _Walk:

@@ -58,3 +58,8 @@ def tokens_named(graph, parts: Float[np.ndarray, "pos"]) -> list[str]:
         return []
     tokens = graph.meta["tokens"]
     return [tokens[i].strip() or repr(tokens[i]) for i in order if raising[i] >= _CLOSE * raising[order[0]]]
+
+
+def elsewhere(graph, node: Node, tokens: Sequence[str]) -> Sequence[str]:
+    """The tokens, but none where the only one is that of the feature's own place: that goes without saying."""
+    return () if list(tokens) == [graph.meta["tokens"][node.pos or 0].strip()] else tokens

@@ -24,7 +24,7 @@ from mechkit.graphs.exact import suppression
 from mechkit.graphs.nodes import Node, token_text
 from mechkit.graphs.notes import in_words, label_of
 from mechkit.graphs.promoted import promoted, written
-from mechkit.graphs.received import received, tokens_named
+from mechkit.graphs.received import elsewhere, received, tokens_named
 
 SMALLEST = 0.01
 """Share of the answer below which a supernode is not checked."""
@@ -136,7 +136,7 @@ def words_of(graph, groups: Sequence[Sequence[Node]]) -> list[str]:
     parts = received(graph, kept) * worth(graph, kept)[:, None]
     summed = [parts[[number[node.id] for node in nodes if node.id in number]].sum(0) for nodes in groups]
     return [
-        in_words(_elsewhere(graph, nodes, tokens_named(graph, part)), one.named)
+        in_words(elsewhere(graph, nodes[0], tokens_named(graph, part)), one.named)
         for nodes, part, one in zip(groups, summed, told, strict=True)
     ]
 
@@ -146,12 +146,6 @@ def worth(graph, nodes: Sequence[Node]) -> Float[np.ndarray, "node"]:
     columns = [graph.column_of(node) for node in nodes]
     sizes = np.array([abs(node.value) for node in nodes])
     return graph.weighted.influence[columns].double().cpu().numpy() / sizes if len(sizes) else sizes
-
-
-def _elsewhere(graph, nodes: Sequence[Node], tokens: list[str]) -> list[str]:
-    """The tokens, but none where the only one is that of the features' own place: that goes without saying."""
-    own = graph.meta["tokens"][nodes[0].pos or 0].strip()
-    return [] if tokens == [own] else tokens
 
 
 def layers_name(nodes: Sequence[Node]) -> str:
