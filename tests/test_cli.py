@@ -55,10 +55,11 @@ def test_trace_says_which_files_it_wrote(traced):
 
 
 def test_json_output_is_one_object(tmp_path, capsys):
-    assert run(["trace", "12+34=", "--json", "--sums", "0", "--out", str(tmp_path)]) == 0
+    assert run(["trace", "12+34=", "--json", "--sums", "0", "--png", "--out", str(tmp_path)]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["answer"] == "46"
-    assert data["wrote"] == [str(tmp_path / "trace.json"), str(tmp_path / "trace.html")]
+    assert data["wrote"] == [str(tmp_path / name) for name in ("trace.json", "trace.html", "trace.png")]
+    assert (tmp_path / "trace.png").read_bytes().startswith(b"\x89PNG")
     assert sum(path["share"] for path in data["pathways"]) + 0.2 > 0.9
 
 
@@ -67,6 +68,22 @@ def test_pathways_of_sums_are_not_tried_on_other_prompts(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "Interventions" in printed
     assert "Two pathways?" not in printed
+
+
+def test_graph_makes_the_page_of_a_saved_graph(traced, tmp_path, capsys):
+    saved = traced[1] / "trace.json"
+    assert run(["graph", str(saved), "--png", "--json", "--out", str(tmp_path)]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["wrote"] == [str(tmp_path / "trace.html"), str(tmp_path / "trace.png")]
+    assert (tmp_path / "trace.html").read_text() == (traced[1] / "trace.html").read_text()
+    assert data["nodes"] > 10
+
+
+def test_graph_says_what_is_wrong_with_a_file(tmp_path, capsys):
+    path = tmp_path / "graph.json"
+    path.write_text('{"metadata": {}}')
+    assert run(["graph", str(path), "--out", str(tmp_path)]) == 2
+    assert "is no graph that can be shown: it has no 'nodes'" in capsys.readouterr().err
 
 
 def test_a_prompt_that_is_no_sum_is_traced_without_operand_plots(tmp_path, capsys):

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from mechkit.cli import feature_tests, superposition
+from mechkit.cli.graph_files import graph
 from mechkit.cli.patching import patch
 from mechkit.cli.tracing import trace
 
@@ -21,6 +22,7 @@ app = typer.Typer(
     help="From a prompt to a mechanism that has been tested.",
 )
 app.command()(trace)
+app.command()(graph)
 app.command()(patch)
 app.add_typer(feature_tests.commands, name="features")
 app.add_typer(superposition.commands, name="superposition")

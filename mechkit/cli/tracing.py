@@ -18,16 +18,18 @@ def trace(
     index: Annotated[Path | None, typer.Option(help="Folder of `mechkit features scan`: examples, labels.")] = None,
     device: Annotated[str | None, typer.Option(help="Where to run: cpu, cuda, mps.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for trace.json and trace.html.")] = Path(),
+    png: Annotated[bool, typer.Option("--png", help="Write trace.png as well, a picture of the graph.")] = False,
     sums: Annotated[int, typer.Option(min=0, help="Unseen sums on which to suppress whole pathways.")] = 200,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON instead of tables.")] = False,
 ) -> None:
     """Show how a model answers a prompt: which features and heads, along which pathways, and whether that is true."""
-    require_writable([out / "trace.json", out / "trace.html"])
+    require_writable([out / "trace.json", out / "trace.html", *([out / "trace.png"] if png else [])])
     if not prompt.strip():
         raise ValueError('the prompt is empty; write one such as "35+59="')
     with bars(sys.stderr):
         graph = _traced(prompt, model, transcoders, index, device, sums)
     written = [graph.save(out / "trace.json"), graph.to_html(out / "trace.html")]
+    written += [graph.to_png(out / "trace.png")] if png else []
     from mechkit.report.trace import print_trace, trace_summary
 
     if json:

@@ -14,7 +14,7 @@ from itertools import accumulate
 import numpy as np
 
 from mechkit.graphs.graph import AttributionGraph
-from mechkit.graphs.headed import edge_heads, heads_are_affordable
+from mechkit.graphs.headed import heads_are_affordable
 from mechkit.graphs.nodes import Node
 from mechkit.graphs.notes import label_of
 from mechkit.graphs.operands import OperandGrid
@@ -61,7 +61,7 @@ def graph_document(graph: AttributionGraph) -> dict:
 
 
 def _metadata(graph: AttributionGraph) -> dict:
-    made = datetime.now(UTC)
+    made = vars(graph).setdefault("_first_shown", datetime.now(UTC))  # saved twice, a graph is the same file
     return {
         "slug": f"{graph.meta['model']}-{'-'.join(str(node.index) for node in graph.nodes if node.kind == 'token')}",
         "scan": graph.meta["model"] or "model",
@@ -157,7 +157,7 @@ def _links(graph: AttributionGraph) -> tuple[list[dict], dict[str, list]]:
         {"source": sources[s].id, "target": targets[t].id, "weight": _short(weight)}
         for (t, s), weight in zip(places, weights, strict=True)
     ]
-    return links, {"influence": [_short(share) for share in through], "heads": list(edge_heads(graph))}
+    return links, {"influence": [_short(share) for share in through], "heads": graph.edge_heads}
 
 
 def _pathways(graph: AttributionGraph) -> list[dict]:

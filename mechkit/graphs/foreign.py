@@ -19,22 +19,28 @@ _QUOTED = re.compile(r'^(?:Output|Emb:)\s*"(.*)"', re.S)
 def completed(document: dict) -> dict:
     """The document with all of its `mechkit` part; one that has it comes back as it is."""
     rest = document.get("mechkit", {})
-    if "nodes" in rest and "edges" in rest:
+    if "nodes" in rest and "influence" in rest.get("edges", {}):
         return document
+    shares, through = influences(document)
+    nodes, n_layers = (rest["nodes"], rest["n_layers"]) if "nodes" in rest else _nodes(document)
+    nodes = {name: {"influence": shares[name], **about} for name, about in nodes.items()}
+    made = {"generator": _generator(document["metadata"])}
+    filled = {"made": made, "scores": {}, "n_layers": n_layers, "nodes": nodes}
+    edges = {**rest.get("edges", {}), "influence": through}
+    return {**document, "mechkit": {**filled, **rest, "edges": edges}}
+
+
+def _nodes(document: dict) -> tuple[dict[str, dict], int]:
+    """What the schema's parts say of each node, by id, and the number of layers."""
     nodes = {node["node_id"]: _about(node, document["metadata"]) for node in document["nodes"]}
-    # a logit of circuit-tracer is one layer above the unembedding
     own = [about["layer"] for about in nodes.values() if about["kind"] not in ("logit", "token")]
     tops = [about["layer"] for about in nodes.values() if about["kind"] == "logit"]
+    # a logit of circuit-tracer is one layer above the unembedding
     n_layers = max([layer + 1 for layer in own] + [layer - 1 for layer in tops] + [0])
     for about in nodes.values():
         if about["kind"] == "logit":
             about["layer"] = n_layers
-    shares, through = influences(document)
-    for name, share in shares.items():
-        nodes[name]["influence"] = share
-    made = {"generator": _generator(document["metadata"])}
-    filled = {"made": made, "scores": {}, "n_layers": n_layers, "nodes": nodes, "edges": {"influence": through}}
-    return {**document, "mechkit": {**filled, **rest}}
+    return nodes, n_layers
 
 
 def _about(node: dict, metadata: dict) -> dict:

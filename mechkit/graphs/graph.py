@@ -147,6 +147,14 @@ class AttributionGraph(Named, Tested):
         through, order = self.weighted.through().at(t, s).sort(descending=True, stable=True)
         return self.kept.places[order], self.weighted.rows.at(t, s)[order], through
 
+    @cached_property
+    def edge_heads(self) -> list:
+        """The heads that carry each of `kept_edges`, as (name, signed share) pairs; None beyond a budget of FLOPs
+        (`mechkit.graphs.headed`)."""
+        from mechkit.graphs.headed import edge_heads
+
+        return edge_heads(self)
+
     @property
     def kept_sources(self) -> list[int]:
         """Columns of the sources that pruning keeps."""

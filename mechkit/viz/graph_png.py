@@ -23,11 +23,11 @@ CLASSES = {
     "modular": "#e69f00",
     "other": "#878e99",
 }
-KINDS = {"feature": "#6b7686", "error": "#9aa1ab", "token": "#2f3846", "position": "#6c7685", "bos": "#6c7685"}
+KINDS = {"feature": "#7b9cc0", "error": "#9aa1ab", "token": "#2f3846", "position": "#6c7685", "bos": "#6c7685"}
 MARKS = {"feature": "o", "error": "D", "token": "s", "position": "^", "bos": "h", "bias": "s"}
 SPARE = ("#56b4e9", "#6f4a8e", "#8c6d31")
 DPI = 200
-MOST_NODES, MOST_EDGES, MOST_LABELS = 160, 140, 14
+MOST_NODES, MOST_EDGES, MOST_LABELS = 160, 90, 12
 STEP = 0.19
 """Width that a node takes, in inches."""
 
@@ -59,7 +59,7 @@ class Spot:
 def graph_png(document: Mapping) -> bytes:
     """PNG of the strongest nodes by position and layer with the strongest edges between them.
 
-    At most 160 nodes, 140 edges and 14 names are drawn, largest share of the answer first. Text is plain: nothing in
+    At most 160 nodes, 90 edges and 12 names are drawn, largest share of the answer first. Text is plain: nothing in
     it is read as mathematics.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -76,7 +76,7 @@ def graph_png(document: Mapping) -> bytes:
     _draw_grid(axes, document, width, columns, rows)
     _draw_edges(axes, document, spots)
     colours = _draw_nodes(axes, spots)
-    _draw_labels(axes, spots, width)
+    _draw_labels(axes, document, spots, width)
     _draw_heading(axes, document, colours, width, height)
     FigureCanvasAgg(figure)
     out = io.BytesIO()
@@ -102,7 +102,7 @@ def _place(document: Mapping, spots: dict[str, Spot]) -> tuple[float, float, lis
         cells[layer, spot.node["ctx_idx"]].append(spot)
     for cell in cells.values():
         cell.sort(key=lambda spot: (str(spot.about.get("class")), -spot.share))
-    per_line = max(6, int(7.0 / STEP / max(1, n_tokens)))
+    per_line = 14 if n_tokens <= 12 else 6
     widths = [0.42] * n_tokens
     for (_, pos), cell in cells.items():
         needed = 0.85 * len(cell) if cell[0].is_top else STEP * min(len(cell), per_line)
@@ -186,24 +186,37 @@ def _draw_nodes(axes: Axes, spots: dict[str, Spot]) -> dict[str, str]:
     return colours
 
 
-def _draw_labels(axes: Axes, spots: dict[str, Spot], width: float) -> None:
-    """Names of the strongest features beside them, where no other name is in the way."""
-    taken: list[tuple[float, float, float, float]] = []
-    features = [spot for spot in spots.values() if spot.about["kind"] == "feature"]
-    for spot in features[: 2 * MOST_LABELS]:
-        text = _clipped(spot.node["clerp"], 34)
-        wide = 0.062 * len(text) + 0.06
-        for dx, dy in ((0.0, 0.2), (0.0, -0.2), (0.0, 0.34), (0.0, -0.34)):
-            x = min(max(spot.x + dx, wide / 2 - 0.1), width - wide / 2)
-            box = (x - wide / 2, spot.y + dy - 0.065, x + wide / 2, spot.y + dy + 0.065)
-            if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+def _draw_labels(axes: Axes, document: Mapping, spots: dict[str, Spot], width: float) -> None:
+    """Names beside the features they are of: of supernodes with more than one, of the strongest features else."""
+    taken = [(spot.x - 0.08, spot.y - 0.08, spot.x + 0.08, spot.y + 0.08) for spot in spots.values()]
+    for text, x, y, reach in _names(document, spots)[:MOST_LABELS]:
+        wide = 0.062 * len(text) + 0.1
+        places = [(x + reach + wide / 2, y), (x - reach - wide / 2, y), *((x, y + dy) for dy in (0.2, -0.2, 0.36))]
+        for middle, at in places:
+            box = (middle - wide / 2, at - 0.07, middle + wide / 2, at + 0.07)
+            inside = box[0] > -0.1 and box[2] < width + 0.1
+            if inside and not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
                 taken.append(box)
-                back = {"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
-                axes.text(x, spot.y + dy, text, ha="center", va="center", fontsize=6.2, color=INK, bbox=back,
+                back = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+                axes.text(middle, at, text, ha="center", va="center", fontsize=6.6, color=INK, bbox=back,
                           parse_math=False, zorder=5)  # fmt: skip
                 break
-        if len(taken) == MOST_LABELS:
-            break
+
+
+def _names(document: Mapping, spots: dict[str, Spot]) -> list[tuple[str, float, float, float]]:
+    """Text, middle, and half the width of what it names: supernodes by share, then features of none."""
+    found, inside = [], set()
+    for name, *members in (document.get("qParams") or {}).get("supernodes") or []:
+        drawn = [spots[member] for member in members if member in spots]
+        if len(drawn) > 1 and len({(spot.y, spot.node["ctx_idx"]) for spot in drawn}) == 1:
+            inside |= set(members)
+            xs, share = [spot.x for spot in drawn], sum(spot.share for spot in drawn)
+            text = f"{_clipped(name, 30)}: {len(drawn)} features, {share:.0%}"
+            found.append((share, text, (min(xs) + max(xs)) / 2, drawn[0].y, (max(xs) - min(xs)) / 2 + 0.14))
+    for name, spot in spots.items():
+        if spot.about["kind"] == "feature" and name not in inside:
+            found.append((spot.share, _clipped(spot.node["clerp"], 34), spot.x, spot.y, 0.14))
+    return [item[1:] for item in sorted(found, key=lambda item: -item[0])]
 
 
 def _draw_heading(axes: Axes, document: Mapping, colours: Mapping[str, str], width: float, height: float) -> None:

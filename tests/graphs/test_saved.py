@@ -10,6 +10,7 @@ import pytest
 import mechkit as mk
 from mechkit.graphs.graph import AttributionGraph
 from mechkit.graphs.meanings import add_operand_meanings
+from mechkit.graphs.saved import SavedGraph
 
 SCHEMA = json.loads(Path(__file__).with_name("neuronpedia_graph_schema.json").read_text())
 
@@ -224,6 +225,13 @@ def test_a_file_of_circuit_tracer_is_shown_and_stays_valid(tmp_path):
     assert AttributionGraph.load(saved).save(tmp_path / "again.json").read_bytes() == saved.read_bytes()
     assert graph.to_html(tmp_path / "page.html").stat().st_size > 10_000
     assert graph.to_png(tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_loaded_is_not_changed_by_it(path):
+    for document in (circuit_tracer_file(), json.loads(path.read_text())):
+        before = json.dumps(document)
+        SavedGraph(document).label(document["nodes"][0]["node_id"], "x")
+        assert json.dumps(document) == before
 
 
 def test_ids_of_an_error_and_a_feature_that_collide_are_an_error(tmp_path):

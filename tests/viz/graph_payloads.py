@@ -42,7 +42,10 @@ def document_of(payload: dict) -> dict:
             "scores": payload.get("scores", {}),
             "made": payload.get("made", {}),
             "nodes": {node["id"]: _about(node) for node in nodes},
-            "edges": {"heads": [edge.get("heads") for edge in payload["edges"]]},
+            "edges": {
+                "heads": [edge.get("heads") for edge in payload["edges"]],
+                "influence": [abs(edge["weight"]) for edge in payload["edges"]],
+            },
             **{name: payload[name] for name in ("pathways", "tables", "operands") if name in payload},
         },
     }

@@ -30,8 +30,8 @@ function readGraph(source) {
     source, more, nodes, list, edges, title: source.metadata.prompt, tokens: source.metadata.prompt_tokens, nLayers: more.n_layers,
     supernodes: new Map((view.supernodes || []).map(([name, ...ids]) => [name, ids])), pinned: new Set(view.pinnedIds || []),
     pathways: more.pathways || [], categories: makeCategories(list), hidden: new Set(), revealed: new Set(), matches: new Set(),
-    selection: null, nPrunable: strongest.length, nNodes: Math.min(strongest.length, 300),
-    nEdges: Math.min(edges.length, clamp(Math.round(edges.length * 0.35), 60, 300)), layout: null, marks: new Map(), isChanged: false,
+    boxes: [], selection: null, nPrunable: strongest.length, nNodes: Math.min(strongest.length, 300),
+    nEdges: Math.min(edges.length, clamp(Math.round(edges.length * 0.08), 40, 150)), layout: null, marks: new Map(), isChanged: false,
   };
 }
 

@@ -68,7 +68,7 @@ function drawToolbar() {
   const key = () => [edgeSample("positive"), "raises", edgeSample("negative"), "lowers"];
   byId("toolbar").replaceChildren(html("div", {class: "legends", role: "group", "aria-label": "Show or hide nodes"}, items.map(legendButton)),
     ...[nodes, edges].filter(Boolean), html("span", {class: "edge-key"}, key()));
-  byId("subgraph-key").replaceChildren("Width: share of the answer. On an edge: the heads that carry it.");
+  byId("subgraph-key").replaceChildren("In a box and by width: share of the answer. On an edge: the heads that carry it.");
   byId("unpin-all").addEventListener("click", () => {
     graph.pinned.clear();
     changed("All nodes unpinned");

@@ -3,6 +3,7 @@
 
 const BOX = {width: 196, plain: 56, plots: 104, input: 34, gap: 26, row: 62, pad: 14, thumb: 40, bend: 34};
 const MOST_FLOWS = 28;
+const CROWD = 3;
 
 function boxName(node) {
   if (node.kind === "error") return "errors";
@@ -13,14 +14,26 @@ function boxName(node) {
 
 function makeBoxes() {
   const boxes = new Map();
-  for (const id of graph.pinned) {
-    const node = graph.nodes.get(id);
-    const name = boxName(node);
+  const nodes = [...graph.pinned].map((id) => graph.nodes.get(id));
+  const crowds = crowdsOf(nodes);
+  for (const node of nodes) {
+    const name = crowds.get(node) || boxName(node);
     if (!boxes.has(name)) boxes.set(name, {name, nodes: []});
     boxes.get(name).nodes.push(node);
   }
   for (const box of boxes.values()) describeBox(box);
   return [...boxes.values()];
+}
+
+// Features in no supernode, where more than a few share layer and position: they are one box.
+function crowdsOf(nodes) {
+  const places = new Map();
+  for (const node of nodes) {
+    if (node.kind !== "feature" || node.supernode !== null) continue;
+    const place = `others ${node.layer} ${node.pos}`;
+    places.set(place, [...(places.get(place) || []), node]);
+  }
+  return new Map([...places].filter(([, group]) => group.length >= CROWD).flatMap(([place, group]) => group.map((node) => [node, place])));
 }
 
 function describeBox(box) {
@@ -34,7 +47,8 @@ function describeBox(box) {
   box.pos = box.name === "errors" || box.name === "biases" ? graph.tokens.length : strongest.pos ?? 0;
   box.share = sum(nodes.map((node) => node.influence || 0));
   box.plots = nodes.filter((node) => node.plot).slice(0, 4);
-  box.title = box.group ?? (box.isInput && isNumber(strongest.pos) && box.pos < graph.tokens.length ? visible(graph.tokens[box.pos]) : box.name === "errors" || box.name === "biases" ? box.name : strongest.label);
+  box.isCrowd = box.name.startsWith("others ");
+  box.title = box.isCrowd ? `${strongest.label}, and ${nodes.length - 1} more` : box.group ?? (box.isInput && isNumber(strongest.pos) && box.pos < graph.tokens.length ? visible(graph.tokens[box.pos]) : box.name === "errors" || box.name === "biases" ? box.name : strongest.label);
   box.item = graph.categories.get(category(strongest));
   box.h = box.isInput || box.isTop ? BOX.input : box.plots.length > 0 ? BOX.plots : BOX.plain;
   box.w = box.isInput || box.isTop ? clamp(textWidth(box.title, MONO) + 30, 54, 150) : BOX.width;
@@ -134,7 +148,7 @@ function spread(flow) {
 
 function drawSubgraph() {
   const body = byId("subgraph");
-  const boxes = makeBoxes();
+  const boxes = (graph.boxes = makeBoxes());
   byId("subgraph-card").classList.toggle("empty", boxes.length === 0);
   byId("n-pinned").textContent = graph.pinned.size === 0 ? "" : `${graph.pinned.size} pinned nodes`;
   if (boxes.length === 0) return body.replaceChildren(html("p", {class: "hint"}, "Nothing is pinned. Select nodes or a pathway and press ", html("kbd", {}, "p"), " to keep them here with the edges between them."));
@@ -149,7 +163,7 @@ function drawSubgraph() {
 }
 
 function drawFlow(flow, largest) {
-  const colour = flow.weight < 0 ? "var(--negative)" : flow.from.isInput ? "var(--positive)" : `var(${flow.from.item.colour})`;
+  const colour = flow.weight < 0 ? "var(--negative)" : flow.from.isInput || flow.from.item.colour === "--class-none" ? "var(--positive)" : `var(${flow.from.item.colour})`;
   const width = 1 + 8 * (flow.size / largest);
   const line = svg("path", {class: "flow", d: flowPath(flow).d, "stroke-width": width.toFixed(1), "data-from": flow.from.name, "data-to": flow.to.name,
     "stroke-dasharray": flow.weight < 0 ? "8 5" : null}, svg("title", {}, `${flow.from.title} → ${flow.to.title}: ${percent(flow.size)} of the answer${headsOf(flow).length ? `, carried by ${headsOf(flow).join(", ")}` : ""}`));
@@ -177,7 +191,7 @@ function clearOf(names) {
 }
 
 function drawBox(box) {
-  const note = box.isInput || box.isTop ? null : html("small", {}, `${box.nodes.length > 1 ? `${box.nodes.length} features · ` : ""}${percent(box.share)} of the answer`);
+  const note = box.isInput || box.isTop ? null : html("small", {}, `L${box.layer} · ${box.nodes.length > 1 ? `${box.nodes.length} features · ` : ""}${percent(box.share)}`);
   const thumbs = box.plots.length === 0 ? null : html("span", {class: "thumbs"}, box.plots.map((node) => thumbnail(node)));
   const kind = box.isTop ? "top" : box.isInput ? "input" : "feature";
   return html("button", {type: "button", class: `box ${kind}`, "data-box": box.name, onclick: (event) => chooseBox(box, event.shiftKey),
@@ -196,7 +210,7 @@ function chooseBox(box, isMore) {
 // Boxes and flows that the selection touches.
 function litBoxes() {
   const ids = new Set(graph.selection?.kind === "node" ? selectedIds() : graph.focus === null ? [] : selectedIds());
-  const owner = new Set([...graph.pinned].filter((id) => ids.has(id)).map((id) => boxName(graph.nodes.get(id))));
+  const owner = new Set(graph.boxes.filter((box) => box.nodes.some((node) => ids.has(node.id))).map((box) => box.name));
   const isPath = graph.selection?.kind === "path";
   byId("subgraph").classList.toggle("focused", owner.size > 0);
   for (const item of byId("subgraph").querySelectorAll(".box")) item.classList.toggle("lit", owner.has(item.dataset.box));
