@@ -64,6 +64,9 @@ def main(
     home: Annotated[Path, typer.Option(help="Folder of the other virtual environment.")] = Path("runs/circuit_tracer"),
     only: Annotated[str | None, typer.Option(help=f"One case of {', '.join(CASES)}.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of both sides.")] = ROUNDS,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="A batch size to try for the other side; all, if none.")
+    ] = None,
 ) -> None:
     """Run both on the same model, transcoders and prompt, compare, print a table. Exit status 1 where they differ."""
     if only is not None and only not in CASES:
@@ -72,7 +75,7 @@ def main(
     python = environment(home)
     rows = [HEAD, ["---"] * len(HEAD)]
     for shape, wanted in [CASES[only]] if only else CASES.values():
-        rows.append(measured(python, with_biases(random_case("cpu", **shape)), wanted, rounds))
+        rows.append(measured(python, with_biases(random_case("cpu", **shape)), wanted, rounds, batch or BATCHES))
     print("\n".join(f"| {' | '.join(row)} |" for row in rows))
 
 
@@ -221,19 +224,18 @@ def shared(ours: Sequence[tuple], theirs: Sequence[tuple]) -> tuple[Tensor, Tens
 # --- timing
 
 
-def measured(python: Path, case: Case, wanted: float, rounds: int) -> list[str]:
+def measured(python: Path, case: Case, wanted: float, rounds: int, batches: Sequence[int]) -> list[str]:
     """One row of the table. Stops the program where the two sides disagree."""
     with tempfile.TemporaryDirectory() as name:
         folder, logits = Path(name), likeliest(case)
         hand_over(case, folder, logits)
         grown, own_peak = peak_memory(lambda: ours(case, logits), "cpu")
         with Theirs(python, folder) as theirs:
-            theirs.run(64, write=True)
+            scanned = {size: theirs.run(size, write=size == batches[0]) for size in batches}
             agreed = compared(grown, len(case.bases), folder)
             if agreed.difference > CLOSE:
                 raise SystemExit(f"{case.name}: matrices differ by {agreed.difference:.1g} of the largest of a row")
             del grown
-            scanned = {size: theirs.run(size) for size in BATCHES}
             best = min(scanned, key=lambda size: scanned[size]["busy"])
             times = [(timed(lambda: ours(case, logits), "cpu").busy, theirs.run(best)["busy"]) for _ in range(rounds)]
             pruned = timed(lambda: ours(case, logits).matrix.prune(0.8, 0.98), "cpu").busy

@@ -39,7 +39,7 @@ def main(
     held = peak()
     busy, wall = time.process_time(), time.perf_counter()
     with bars(sys.stderr):
-        graph = mk.trace(model, prompt.tolist(), bases, max_nodes=nodes, memory=int(gib * GIB - held), check=False)
+        graph = mk.trace(model, prompt[0].tolist(), bases, max_nodes=nodes, memory=int(gib * GIB - held), check=False)
     busy, wall = time.process_time() - busy, time.perf_counter() - wall
     n_rows, n_features = graph.weighted.n_features, len(graph.attribution.features)
     print(

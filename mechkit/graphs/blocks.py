@@ -16,6 +16,12 @@ from mechkit.graphs.reach import Reach
 _HIGH = 1 << 15
 """Bins of the leading bits of a float32 that is not negative."""
 
+_ROUNDING = 1e-12
+"""What sums of float64 may be off by, relative to all."""
+
+_FEW = 1 << 17
+"""Entries up to which a sort takes less time than bins."""
+
 
 @dataclass(frozen=True, eq=False)
 class Block:
@@ -120,9 +126,12 @@ class Blocks:
 def largest(parts: Callable[[], Iterator[tuple[int, Tensor]]], threshold: float) -> list[tuple[int, Int[Tensor, "n"]]]:
     """The fewest entries that hold `threshold` of the sum of all, none of them negative: part by part, their places.
 
-    `parts` gives each part's number and values, and is called three times. Values are binned by their leading bits,
-    then those of one bin by the rest: no sort of all, and no copy.
+    `parts` gives each part's number and values, and is called up to four times. Values are binned by their leading
+    bits, then those of one bin by the rest: no sort of all, and no copy, but where they are few.
     """
+    few = _few(parts)
+    if few is not None:
+        return _largest_of_few(few, threshold)
     high = _bins(parts, lambda bits: bits >> 16, _HIGH)
     wanted = threshold * high[0].sum()
     cut, above = _crossing(high[0], wanted)
@@ -138,6 +147,26 @@ def largest(parts: Callable[[], Iterator[tuple[int, Tensor]]], threshold: float)
         chosen, left = exact[: max(0, left)], left - len(exact)
         found.append((number, torch.cat([(bits > floor).nonzero()[:, 0], chosen])))
     return found
+
+
+def _few(parts: Callable[[], Iterator[tuple[int, Tensor]]]) -> dict[int, Tensor] | None:
+    """All parts, where a sort of them takes less time than bins; None where they are more."""
+    found, n = {}, 0
+    for number, values in parts():
+        found[number], n = values.flatten(), n + values.numel()
+        if n > _FEW:
+            return None
+    return found
+
+
+def _largest_of_few(parts: dict[int, Tensor], threshold: float) -> list[tuple[int, Int[Tensor, "n"]]]:
+    values = torch.cat([part.double() for part in parts.values()])
+    ordered, order = values.sort(descending=True, stable=True)
+    before = ordered.cumsum(0) - ordered
+    chosen = torch.zeros_like(values, dtype=torch.bool)
+    chosen[order] = (before < threshold * (1 - _ROUNDING) * ordered.sum()) & (ordered > 0)
+    shares = chosen.split([len(part) for part in parts.values()])
+    return [(number, share.nonzero()[:, 0]) for number, share in zip(parts, shares, strict=True)]
 
 
 def _bits(values: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ _NODE = 700
 _SHARE = 0.5
 """Part of free memory that is taken when no limit is named."""
 
+_PLANNED = 0.9
+"""Part of the limit that is planned for; allocators take some of the rest."""
+
 _DESCENT = 0.25
 """Part of what is left for rows that one descent may take."""
 
@@ -38,7 +41,7 @@ class Budget:
     @property
     def left(self) -> float:
         """What is left for rows and descents."""
-        return self.limit - self.fixed
+        return _PLANNED * self.limit - self.fixed
 
     @property
     def room(self) -> int:
@@ -49,6 +52,10 @@ class Budget:
     def rows(self) -> float:
         """What rows may take."""
         return self.left - self.room
+
+    def needed(self, rows: float) -> float:
+        """The limit that rows of so many bytes need."""
+        return (self.fixed + min(rows / (1 - _DESCENT), rows + ROOM)) / _PLANNED
 
 
 def frozen_bytes(engine: Attribution) -> int:

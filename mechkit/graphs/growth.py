@@ -131,8 +131,7 @@ class _Growth:
 
     def too_much(self, matrix: Matrix, coverage: float, most: int) -> MemoryError:
         rows = float(self.sizes.sort(descending=True).values[:most].sum())
-        needed = self.budget.fixed + rows + self.budget.room
-        reached = matrix.coverage
+        needed, reached = self.budget.needed(rows), matrix.coverage
         asked = f"{most} rows" if coverage == 1 else f"a coverage of {coverage}"
         return MemoryError(
             f"{asked} may need up to {said(needed)}, and {said(self.budget.limit)} may be used: "
