@@ -1,6 +1,7 @@
 """What is known of features: promoted tokens as the model runs, tokens of the prompt as a dense solve, and an index."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -50,9 +51,8 @@ def direct_effect(model, tokens, graph, node):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("LayerNorm", "across layers"), ("Gemma 2", "neurons"), ("Gemma 2", "skip"), ("Llama", "neurons"),
-     ("folded parallel", "skip"), ("no norm", "neurons")],
-)  # fmt: skip
+    [("LayerNorm", "across layers"), ("Gemma 2", "neurons"), ("folded parallel", "skip"), ("no norm", "neurons")],
+)
 def test_promoted_tokens_are_what_leaves_the_logits_with_the_feature(build, name, kind):
     model = norm_weights(make(build, name))
     graph = mk.trace(model, TOKENS, BASES[kind](model), check=False)
@@ -101,7 +101,7 @@ def test_only_a_token_above_all_noise_is_named(build):
 @pytest.mark.parametrize("kind", ["across layers", "neurons", "skip"])
 def test_tokens_of_the_prompt_reach_features_as_a_dense_solve_says(build, kind):
     model = norm_weights(make(build, "Llama" if kind == "neurons" else "LayerNorm"))
-    graph = mk.trace(model, TOKENS, BASES[kind](model), check=False, node_threshold=1.0, edge_threshold=1.0)
+    graph = mk.trace(model, TOKENS[:3], BASES[kind](model), check=False, node_threshold=1.0, edge_threshold=1.0)
     nodes, matrix = kept_features(graph), graph.weighted
     edges = torch.zeros(len(matrix.targets), len(matrix.sources))
     places, weights, _ = graph.kept_edges
@@ -245,3 +245,19 @@ def test_weights_hash_as_an_index_does(model):
     from mechkit.features.provenance import weights_hash as of_features
 
     assert weights_hash(model) == of_features(model)
+
+
+def test_a_label_from_an_index_is_in_the_saved_graph_and_on_the_command_line(graph, index, tmp_path, capsys):
+    from mechkit.cli import run
+
+    node = max(kept_features(graph), key=lambda node: float(graph.weighted.influence[graph.column_of(node)]))
+    own = index.open(index.folder, f"layer_{node.layer}")
+    own.label(node.index, "a name of my own")
+    try:
+        run(["trace", PROMPT, "--model", "tinyworld", "--index", str(index.folder), "--out", str(tmp_path)])
+    finally:
+        own.labels.remove(node.index)
+    saved = {one["node_id"]: one["clerp"] for one in json.loads((tmp_path / "trace.json").read_text())["nodes"]}
+    assert saved[node.id] == "a name of my own"
+    assert "a name of my own" in (tmp_path / "trace.html").read_text()
+    assert "Paris" in capsys.readouterr().out
