@@ -12,6 +12,7 @@ import typer
 
 from mechkit.cli import feature_tests, superposition
 from mechkit.cli.graph_files import graph
+from mechkit.cli.many import trace_many
 from mechkit.cli.patching import patch
 from mechkit.cli.tracing import trace
 
@@ -22,6 +23,7 @@ app = typer.Typer(
     help="From a prompt to a mechanism that has been tested.",
 )
 app.command()(trace)
+app.command()(trace_many)
 app.command()(graph)
 app.command()(patch)
 app.add_typer(feature_tests.commands, name="features")

@@ -233,11 +233,13 @@ def _influence(graph: AttributionGraph, node: Node) -> float:
 
 
 def _node_checks(graph: AttributionGraph) -> dict[str, dict[str, float]]:
-    if graph.check is None:
+    """Predicted and measured effects of suppressing single features, by id."""
+    if graph.check is None or graph.check.change != "suppressed":
         return {}
-    columns = ("predicted", "direct", "frozen", "measured")
+    columns = ("predicted", "direct", "gradient", "frozen", "measured")
     values = {name: getattr(graph.check, name).tolist() for name in columns}
-    return {node.id: {name: values[name][i] for name in columns} for i, node in enumerate(graph.check.nodes)}
+    alone = [(i, group[0]) for i, group in enumerate(graph.check.groups) if len(group) == 1]
+    return {node.id: {name: values[name][i] for name in columns} for i, node in alone}
 
 
 def _tables(graph: AttributionGraph) -> list[dict]:

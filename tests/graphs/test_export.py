@@ -81,7 +81,7 @@ def test_every_kept_feature_has_a_plot_a_meaning_and_a_check(graph):
         assert node["plot"]["max"] > 0
         assert node["class"]
         assert labels[name]
-        assert set(node["check"]) == {"predicted", "direct", "frozen", "measured"}
+        assert set(node["check"]) == {"predicted", "direct", "gradient", "frozen", "measured"}
 
 
 def test_heads_of_an_edge_are_its_loadings_and_sum_to_it(graph):

@@ -3,12 +3,15 @@
 import http.server
 import threading
 
+import numpy as np
 import pytest
 from graph_payloads import document_of, make_payload, small_payload
+from matplotlib.image import imread
 
 from mechkit.graphs.saved import SavedGraph
+from tests.graphs.test_saved import circuit_tracer_file
 from tests.viz.browser import find_chromium, probe
-from tests.viz.driver import slide
+from tests.viz.driver import HASH, mark, opened, slide
 
 pytestmark = pytest.mark.skipif(
     find_chromium() is None, reason="no chromium on PATH; set MECHKIT_CHROMIUM to the browser's path"
@@ -60,6 +63,34 @@ def test_a_page_of_2000_nodes_and_50000_edges_is_quick(show):
 def task_time(page) -> float:
     metrics = page.call("Performance.getMetrics")["metrics"]
     return next(item["value"] for item in metrics if item["name"] == "TaskDuration")
+
+
+# --- other places and other tools' graphs
+
+
+def test_a_graph_of_circuit_tracer_is_shown(show):
+    page = show(circuit_tracer_file())
+    assert page.run("document.querySelectorAll('.node').length") == 7
+    assert page.run("document.querySelector('.box .box-title').textContent") == "Texas"
+    page.click(mark("1_1234_2"))
+    assert page.run(HASH) == "#node=1_1234_2"
+
+
+def test_a_notebook_shows_the_page_in_a_frame(browser, tmp_path):
+    frame = SavedGraph(small_payload()).view(700)._repr_html_()
+    seen = {}
+    for name, text in {"frame": frame, "dead": frame.replace("allow-scripts", "")}.items():
+        path = tmp_path / f"{name}.html"
+        ready = "<script>document.documentElement.dataset.ready = 'yes'</script>"
+        path.write_text(f"<!doctype html><title>x</title><body>{text}{ready}")
+        with opened(browser, path, width=1200, height=760) as page:
+            page.run("new Promise((done) => setTimeout(done, 600))")
+            page.screenshot(tmp_path / f"{name}.png")
+            assert page.requests == []
+        colours = imread(tmp_path / f"{name}.png")[..., :3].reshape(-1, 3)
+        seen[name] = len(np.unique(colours, axis=0))
+    # a page whose script runs draws its marks in the colours of their classes
+    assert seen["frame"] > 2 * seen["dead"]
 
 
 # --- the network

@@ -31,7 +31,7 @@ function readGraph(source) {
     supernodes: new Map((view.supernodes || []).map(([name, ...ids]) => [name, ids])), pinned: new Set(view.pinnedIds || []),
     pathways: more.pathways || [], categories: makeCategories(list), hidden: new Set(), revealed: new Set(), matches: new Set(),
     boxes: [], selection: null, nPrunable: strongest.length, nNodes: Math.min(strongest.length, 300),
-    nEdges: Math.min(edges.length, clamp(Math.round(edges.length * 0.08), 40, 150)), layout: null, marks: new Map(), isChanged: false,
+    nEdges: Math.min(edges.length, clamp(Math.round(edges.length * 0.08), 40, 150)), layout: null, marks: new Map(), placed: new Set(), isChanged: false,
   };
 }
 

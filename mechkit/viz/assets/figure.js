@@ -63,12 +63,17 @@ function makeMark(node) {
 }
 
 function placeMark(item, node, place) {
-  item.setAttribute("transform", `translate(${place.x.toFixed(2)} ${place.y.toFixed(2)})`);
+  write(item, "transform", `translate(${place.x.toFixed(2)} ${place.y.toFixed(2)})`);
   const [shape, text] = item.children;
-  if (place.text === null) return shape.setAttribute("transform", `scale(${place.r.toFixed(2)})`);
+  if (place.text === null) return write(shape, "transform", `scale(${place.r.toFixed(2)})`);
   for (const [name, value] of Object.entries({x: -place.w / 2, y: -place.h / 2, width: place.w, height: place.h, rx: place.h / 2})) shape.setAttribute(name, value);
   text.textContent = place.text;
 }
+
+// Writing what is there already would have the browser work out its style again.
+const write = (item, name, value) => {
+  if (item.getAttribute(name) !== value) item.setAttribute(name, value);
+};
 
 const refreshMark = (node) => graph.marks.get(node.id)?.setAttribute("aria-label", describe(node));
 
@@ -109,7 +114,7 @@ function drawFigure(nodes) {
     placeMark(graph.marks.get(node.id), node, places.get(node.id));
   }
   byId("back").replaceChildren(svg("rect", {class: "backdrop", width, height}), ...rules, ...cells);
-  byId("nodes").replaceChildren(...nodes.map((node) => graph.marks.get(node.id)));
+  swapMarks(new Set(nodes));
   byId("names").replaceChildren(...columns.map((column) => columnName(column, bottom)));
   for (const item of [byId("under"), byId("drawing")]) {
     item.setAttribute("width", width);
@@ -120,6 +125,13 @@ function drawFigure(nodes) {
   const layers = thinned(rows);
   byId("row-names").replaceChildren(...layers.map((row) => html("div", {css: {top: `${row.y + row.h / 2}px`}}, row.name)));
   byId("row-names").style.setProperty("height", `${height}px`);
+}
+
+// Only marks that come or go are touched; those that stay keep their focus and their style.
+function swapMarks(nodes) {
+  for (const node of graph.placed) if (!nodes.has(node)) graph.marks.get(node.id).remove();
+  byId("nodes").append(...[...nodes].filter((node) => !graph.placed.has(node)).map((node) => graph.marks.get(node.id)));
+  graph.placed = nodes;
 }
 
 // Names of rows that are too close are left out.

@@ -179,7 +179,7 @@ function plotBlock(node) {
 
 const CHECKS = [
   ["predicted", "The graph predicts"], ["measured", "Measured, nothing frozen"],
-  ["frozen", "Measured, attention and norms frozen"], ["direct", "Direct effect alone"],
+  ["frozen", "Measured, attention and norms frozen"], ["gradient", "The model’s own gradient"], ["direct", "Direct effect alone"],
 ];
 
 function checkBlock(check) {
@@ -200,5 +200,5 @@ function linkBlock(title, edges, end) {
     list.append(...edges.slice(SHORT_LIST).map(row));
     event.currentTarget.remove();
   }}, `Show all ${edges.length}`);
-  return [heading(title, edges.some((edge) => edge.heads) ? "contribution, and the heads that carry it" : "signed contribution"), list, more];
+  return [heading(title, edges.some((edge) => edge.heads) ? "contribution, by heads" : "signed contribution"), list, more];
 }
