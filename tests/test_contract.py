@@ -37,6 +37,11 @@ def trace(model, prompts):
     return torch.as_tensor(graph.matrix()).flatten(), "pre-activation"
 
 
+def trace_many(model, prompts):
+    graphs = mk.trace_many(model, prompts.tokens, by=["a", "b"])
+    return torch.tensor(graphs.edges()["weight"].tolist()), "pre-activation"
+
+
 def patch(model, prompts):
     corrupt = mk.Prompts.from_tokens(TOKENS.flip(0), [7, 8], [9, 10], spans=dict(prompts.spans))
     pairs = mk.Pair(prompts, corrupt), mk.Pair.from_edits(prompts, [mk.Noise("embed@s", 1.0)])
@@ -122,6 +127,7 @@ VERBS = {
     "activations": activations,
     "likeliest": likeliest,
     "trace": trace,
+    "trace_many": trace_many,
 }
 
 ERRORS = {"an error": ValueError("half-way"), "Ctrl-C": KeyboardInterrupt()}
@@ -231,7 +237,7 @@ def test_the_users_own_hooks_stay_and_fire_in_every_pass(verb, model, prompts):
 def test_a_users_hook_that_edits_is_part_of_the_model(verb, model, prompts):
     plain, _ = VERBS[verb](model, prompts)
     model.add_hook("blocks.0.hook_resid_pre", lambda x, hook: x.roll(1, -1), is_permanent=True)
-    if verb == "trace":  # a graph is of the model's own weights, and says where a hook comes between
+    if verb in ("trace", "trace_many"):  # a graph is of the model's own weights, and says where a hook comes between
         with pytest.raises(ValueError, match=r"layer 0 differs .* hooks and modules of your own"):
             VERBS[verb](model, prompts)
         return

@@ -1,5 +1,6 @@
 """Many prompts traced together against the same prompts traced one by one, and averages against plain loops."""
 
+import json
 import random
 
 import numpy as np
@@ -315,3 +316,23 @@ def test_progress_counts_prompts_and_not_what_is_done_for_each(addition):
     with showing(bar):
         mk.trace_many(addition, TEXTS[:3])
     assert seen == [("tracing", 3, 1)] * 3
+
+
+def test_a_file_of_prompts_from_the_command_line(addition, tmp_path, capsys):
+    from mechkit.cli import run
+
+    (tmp_path / "sums.txt").write_text("11+12=\tno carry\n21+31=\tno carry\n\n18+19=\tcarry\n28+38=\tcarry\n")
+    arguments = ["trace-many", str(tmp_path / "sums.txt"), "--out", str(tmp_path / "set"), "--top", "3"]
+    assert run([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["classes"] == {"no carry": 2, "carry": 2}
+    again = mk.GraphSet.load(tmp_path / "set")
+    assert [row["node"] for row in found["features"]] == again.features()["node"].tolist()[:3]
+    assert len(found["differences"]["no carry - carry"]) == 3
+    assert run(arguments) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "GraphSet of 4 prompts" in said
+    assert found["edges"][0]["receiver"] in said
+    (tmp_path / "empty.txt").write_text("\n")
+    assert run(["trace-many", str(tmp_path / "empty.txt"), "--out", str(tmp_path / "none")]) == 2
+    assert "holds no prompts" in capsys.readouterr().err
