@@ -138,7 +138,8 @@ class Check:
         names = [label for check in checks for label in check.labels] if any(check.names for check in checks) else ()
         worst = max(check.exact_error for check in checks)
         roots = list(dict.fromkeys(check.root for check in checks))
-        return cls(groups, **joined, exact_error=worst, names=names, root=", ".join(roots), change=checks[0].change)
+        root = roots[0] if len(roots) == 1 else f"{len(roots)} roots"
+        return cls(groups, **joined, exact_error=worst, names=names, root=root, change=checks[0].change)
 
 
 def check_graph(graph, *, root: int = 0, seed: int = 0) -> Check:
