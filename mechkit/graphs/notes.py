@@ -80,7 +80,7 @@ def in_words(from_tokens: Sequence[str], to_tokens: Sequence[str]) -> str:
 def label_of(graph, node: Node) -> str | None:
     """A node in words: the user's, its class's, an index's, or what it reads and promotes; None if nothing is known.
 
-    What a program called it stands beside what it reads and promotes.
+    What a program called it stands behind what it reads and promotes.
     """
     meaning, own = graph.meanings.get(node.id), graph.labels.get(node.id)
     if own is not None or meaning is not None:
@@ -92,4 +92,4 @@ def label_of(graph, node: Node) -> str | None:
     words = in_words(elsewhere(graph, node, notes.from_tokens), notes.to_tokens)
     if text and not source.endswith(AUTOMATIC):
         return text
-    return "; ".join(one for one in (text, words) if one) or None
+    return "; ".join(one for one in (words, text) if one) or None

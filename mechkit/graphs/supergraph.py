@@ -29,6 +29,9 @@ PRUNED = "pruned features"
 _SHOWN = 12
 """Edges shown when it is printed."""
 
+_REST = (PRUNED, "biases")
+"""Groups whose edges are not among these."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Supergraph:
@@ -61,10 +64,12 @@ class Supergraph:
         return pd.DataFrame(self.weights, index=pd.Index(self.targets), columns=pd.Index(self.sources))
 
     def __repr__(self) -> str:
-        shown, n_edges = self.frame(_SHOWN), int((self.weights != 0).sum())
+        edges, n_edges = self.frame(), int((self.weights != 0).sum())
+        shown = edges[~edges["source"].isin(_REST) & ~edges["target"].isin(_REST)].head(_SHOWN)
         edges = zip(shown["weight"], shown["source"], shown["target"], strict=True)
         lines = [f"{weight:+8.2f}  {source} → {target}" for weight, source, target in edges]
-        lines += [f"({n_edges - len(shown)} more edges)"] if n_edges > len(shown) else []
+        more = f"({n_edges - len(shown)} more edges, among them all of biases and pruned features)"
+        lines += [more] if n_edges > len(shown) else []
         return "\n".join([*lines, f"unit: {self.unit}"])
 
 

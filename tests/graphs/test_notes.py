@@ -175,7 +175,7 @@ def test_labels_are_read_from_the_index_with_their_source(graph, index):
     own.label(node.index, "found by a program", source="counter", automatic=True)
     graph.explain(index)
     assert graph.notes[node.id].labels == [("found by a program", "counter (automatic)")]
-    assert node_label(graph, node).startswith("found by a program")
+    assert node_label(graph, node).endswith("found by a program")
     assert graph.index_label(node) is None  # no more than a program's word
     own.label(node.index, "France, said by me")
     graph.explain(index)

@@ -258,9 +258,10 @@ def test_a_supergraph_prints_and_has_frames(graph):
     assert frame["weight"].abs().is_monotonic_decreasing
     assert len(made.frame(3)) == 3
     shown = repr(made).splitlines()
-    assert f"{frame.source[0]} → {frame.target[0]}" in shown[0]
+    first = next(row for row in frame.itertuples() if "biases" not in (row.source, row.target))
+    assert f"{first.weight:+.2f}  {first.source} → {first.target}" in shown[0]
     assert shown[-1] == "unit: logit"
-    assert shown[-2] == f"({len(frame) - 12} more edges)"
+    assert shown[-2] == f"({len(frame) - 12} more edges, among them all of biases and pruned features)"
 
 
 # --- in pathways and checks
