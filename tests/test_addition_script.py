@@ -61,7 +61,7 @@ def test_swapped_and_suppressed_features_answer_as_plain_hooks_do(addition, feat
     assert int((kinds["swap"].answers[0] != kinds["turn"].answers[0]).sum()) > 0
     for kind, asked in kinds.items():
         for i, (a, b) in enumerate(sums):
-            edits, n = {}, 0
+            edits = {}
             for basis in features.bases:
                 mine = torch.stack(
                     [m for node, m in zip(features.nodes, lookups, strict=True) if node.layer == basis.layer]
@@ -69,7 +69,7 @@ def test_swapped_and_suppressed_features_answer_as_plain_hooks_do(addition, feat
                 own = values_of(addition, basis, f"{a}+{b}=")
                 new = values_of(addition, basis, f"{other[i][0]}+{other[i][1]}=") if kind == "swap" else -own
                 edits[basis.layer] = ((new - own) * mine) @ basis.W_dec
-            assert asked.answers[0, i] == answered(addition, edits, f"{a}+{b}="), (kind, a, b, n)
+            assert asked.answers[0, i] == answered(addition, edits, f"{a}+{b}="), (kind, a, b)
 
 
 def test_the_last_digit_follows_swapped_lookups_and_random_features_do_not(features, lookups):

@@ -47,7 +47,7 @@ def trace_many(
     graphs are written there as they are made, and a run that was cut short goes on from there.
 
     Each graph is that of `trace(..., check=False)` to float precision: prompts of one length share a forward pass.
-    Only active nodes and kept edges stay, about 6 kB a prompt of the addition model.
+    Only active nodes and kept edges stay, about 5 kB a prompt of the addition model.
 
     Unit: that of `trace`. Cost: that of `trace` without its check for each prompt, and fewer forward passes.
     Raises ValueError, with the number of the prompt, where one cannot be traced; where there are none, where labels do
