@@ -27,6 +27,12 @@ def graph_of(model, bases, **options):
     return traced(model, bases(model, **options))
 
 
+@pytest.fixture(autouse=True)
+def one_control(monkeypatch):
+    """Controls are not what these tests are about; one permuted graph is quicker than twenty."""
+    monkeypatch.setattr("mechkit.graphs.check.N_CONTROLS", 1)
+
+
 @pytest.fixture(scope="module", params=MODELS)
 def graph(request):
     return MODELS[request.param]()
@@ -234,13 +240,15 @@ def test_steering_twice_as_active_is_predicted_as_the_negative_of_suppression(pl
     assert not torch.allclose(doubled.measured, -suppressed.measured, rtol=0.05)
 
 
+QUICK = ((3, 7), "L1.H1.z@-1", "L2.H1.k@2", "L2.mlp_out[random]@4#{}")
+"""Roots that are tried whenever tests are; the others are slow together."""
+
+
 ROOTS = [
-    (3, 7),
+    *QUICK,
     5,
     torch.linspace(-1, 1, 16),
-    "L1.H1.z@-1",
     "L2.H0.q@3",
-    "L2.H1.k@2",
     "L1.H1.v@4",
     "L2.resid_mid@-1",
     "L1.mlp_out@-1",
@@ -248,11 +256,16 @@ ROOTS = [
     "L2.ln1.normalized@-1",
     "L2.ln2.normalized@3#4",
     "ln_final@-1",
-    "L2.mlp_out[random]@4#{}",
 ]
 
 
-@pytest.mark.parametrize("target", ROOTS, ids=str)
+@pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param(one, marks=() if any(one is quick for quick in QUICK) else pytest.mark.slow, id=str(one)[:24])
+        for one in ROOTS
+    ],
+)
 def test_any_root_is_checked_at_every_level(target):
     model = tiny_model(n_layers=3, n_key_value_heads=1)
     bases = transcoders(model)
@@ -301,8 +314,7 @@ def root_value(graph, changed):
     return float(x @ root.vector.double() + root.added)
 
 
-@pytest.mark.parametrize("every", [False, True])
-@pytest.mark.parametrize("to", ["multiple", "value", "amount"])
+@pytest.mark.parametrize(("to", "every"), [("multiple", False), ("multiple", True), ("value", True), ("amount", True)])
 @pytest.mark.parametrize("name", MODELS)
 def test_generation_with_a_cache_steers_as_without_and_as_by_hand(name, every, to):
     graph = MODELS[name]()

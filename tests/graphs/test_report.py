@@ -22,6 +22,12 @@ def graph(addition):
     return mk.trace(addition, "35+59=")
 
 
+@pytest.fixture(autouse=True)
+def one_control(monkeypatch):
+    """Controls are not what these tests are about; one permuted graph is quicker than twenty."""
+    monkeypatch.setattr("mechkit.graphs.check.N_CONTROLS", 1)
+
+
 def check_of(predicted, measured, **others):
     control = torch.randn(5, N, generator=torch.Generator().manual_seed(0))
     made = {
