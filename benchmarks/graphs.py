@@ -64,16 +64,16 @@ def measured(case: Case, repeats: int, rate: float) -> str:
 
 
 def descent_flops(engine: Attribution) -> float:
-    """2d² + 2d²(p+1) + 4d² l (p+1) for a target at layer l, position p, and one product per source below it."""
-    d = engine.frozen.final.shape[1]
-    n_below = {(node.layer, node.pos or 0): 0 for node in engine.targets}
-    for layer, pos in n_below:
+    """4d² for the first attention from one position, 4d² (p + 1) for each further one down to the second lowest, and
+    one product per source below; the lowest too where the prompt is not short."""
+    d, n_below = engine.frozen.final.shape[1], {}
+    for layer, pos in {(node.layer, node.pos or 0) for node in engine.targets}:
         n_below[layer, pos] = sum(s.layer < layer and (s.pos or 0) <= pos for s in engine.features)
-    per_target = (
-        2 * d * d * (1 + (pos + 1) * (1 + 2 * layer)) + 2 * d * n_below[layer, pos]
-        for layer, pos in ((node.layer, node.pos or 0) for node in engine.targets)
-    )
-    return float(sum(per_target))
+    total = 0
+    for node in engine.targets:
+        pos, hops = node.pos or 0, node.layer + (node.kind == "feature") - engine.is_short
+        total += 4 * d * d * (min(hops, 1) + max(0, hops - 1) * (pos + 1)) + 2 * d * n_below[node.layer, pos]
+    return float(total)
 
 
 def rows_by_autograd(engine: Attribution) -> Tensor:

@@ -19,6 +19,9 @@ _HIGH = 1 << 15
 _ROUNDING = 1e-12
 """What sums of float64 may be off by, relative to all."""
 
+_PIECE = 1 << 18
+"""Entries that are binned at once."""
+
 _FEW = 1 << 17
 """Entries up to which a sort takes less time than bins."""
 
@@ -142,10 +145,14 @@ def largest(parts: Callable[[], Iterator[tuple[int, Tensor]]], threshold: float)
     left = int(-(-(wanted - above - before) // each)) if each else 0
     found = []
     for number, values in parts():
-        bits = _bits(values.flatten())
-        exact = (bits == floor).nonzero()[:, 0] if floor else bits.new_empty(0)
-        chosen, left = exact[: max(0, left)], left - len(exact)
-        found.append((number, torch.cat([(bits > floor).nonzero()[:, 0], chosen])))
+        places, start = [], 0
+        for piece in values.flatten().split(_PIECE):
+            bits = _bits(piece)
+            exact = (bits == floor).nonzero()[:, 0] if floor else bits.new_empty(0)
+            chosen, left = exact[: max(0, left)], left - len(exact)
+            places += [(bits > floor).nonzero()[:, 0] + start, chosen + start]
+            start += len(piece)
+        found.append((number, torch.cat(places)))
     return found
 
 
@@ -176,10 +183,9 @@ def _bits(values: Tensor) -> Tensor:
 def _bins(parts, bin_of: Callable[[Tensor], Tensor], n: int) -> tuple[Tensor, Tensor]:
     """Sum and number of the values of each bin."""
     sums, counts = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
-    for _, values in parts():
-        values = values.flatten()
-        bins = bin_of(_bits(values))
-        values, bins = values[bins >= 0], bins[bins >= 0]
+    for piece in (piece for _, values in parts() for piece in values.flatten().split(_PIECE)):
+        bins = bin_of(_bits(piece))
+        values, bins = piece[bins >= 0], bins[bins >= 0]
         sums += torch.bincount(bins, values.double(), minlength=n).cpu()
         counts += torch.bincount(bins, minlength=n).cpu()
     return sums, counts

@@ -1,6 +1,7 @@
 """Rows by blocks, rows of the most influential features only, limits of memory, and targets of every kind."""
 
 import re
+from unittest import mock
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechkit as mk
+from benchmarks.counting import peak_memory
 from mechkit.core.loop import hooked
 from mechkit.dictionaries import neurons
 from mechkit.graphs.blocks import largest
@@ -107,15 +109,36 @@ def test_a_part_of_a_graph_can_be_pruned_checked_and_saved(model, bases, tmp_pat
 def test_memory_that_does_not_suffice_says_what_would_and_what_fits(model, bases):
     said = r"may need up to (\d+) KiB, and .*KiB may be used: (\d+) of \d+ features fit, which cover"
     with pytest.raises(MemoryError, match=said) as caught:
-        mk.trace(model, TOKENS, bases, check=False, memory=270_000)
+        mk.trace(model, TOKENS, bases, check=False, memory=300_000)
     needed, n_fit = map(int, re.findall(said, str(caught.value))[0])
     fits = float(re.findall(r"give coverage=([\d.]+)", str(caught.value))[0])
     assert 0.05 < fits < 1
-    assert mk.trace(model, TOKENS, bases, check=False, memory=270_000, coverage=fits).coverage >= fits
-    assert mk.trace(model, TOKENS, bases, check=False, memory=270_000, max_nodes=n_fit).weighted.n_features == n_fit
+    assert mk.trace(model, TOKENS, bases, check=False, memory=300_000, coverage=fits).coverage >= fits
+    assert mk.trace(model, TOKENS, bases, check=False, memory=300_000, max_nodes=n_fit).weighted.n_features == n_fit
     assert mk.trace(model, TOKENS, bases, check=False, memory=(needed + 1) * 1024).coverage == pytest.approx(1)
     with pytest.raises(MemoryError, match=r"its 241 active features take .* KiB before any row, and 29\.3 KiB may be"):
         mk.trace(model, TOKENS, bases, check=False, memory=30_000)
+
+
+@pytest.mark.slow
+def test_memory_bounds_what_is_held_at_once():
+    model = tiny_model(n_layers=4, d_model=64, n_heads=4, d_head=16, n_ctx=256)
+    bases = transcoders(model, n=2048, k=32)
+    tokens = [i % model.cfg.d_vocab for i in range(256)]
+    mk.trace(model, tokens, bases, check=False, max_nodes=64)  # imports, and pages of the allocator
+    limit = 120 << 20
+    refused, peak = peak_memory(lambda: _refused(model, tokens, bases, limit), "cpu")
+    assert peak < limit
+    n = int(re.findall(r"max_nodes=(\d+)", refused)[0])
+    graph, peak = peak_memory(lambda: mk.trace(model, tokens, bases, check=False, memory=limit, max_nodes=n), "cpu")
+    assert graph.weighted.n_features == n
+    assert 0.3 * limit < peak < limit
+
+
+def _refused(model, tokens, bases, limit):
+    with pytest.raises(MemoryError) as caught:
+        mk.trace(model, tokens, bases, check=False, memory=limit, max_nodes=20_000)
+    return str(caught.value)
 
 
 def test_options_out_of_range_are_refused(model, bases):
@@ -133,11 +156,13 @@ def test_options_out_of_range_are_refused(model, bases):
     values=st.lists(st.floats(0, 10, width=32) | st.sampled_from([0.0, 1.0, 0.25]), min_size=1, max_size=60),
     threshold=st.floats(0.05, 1.0),
     cut=st.integers(0, 60),
+    few=st.sampled_from([0, 1000]),
 )
-def test_the_largest_entries_are_those_of_a_sort(values, threshold, cut):
+def test_the_largest_entries_are_those_of_a_sort(values, threshold, cut, few):
     x = torch.tensor(values)
     parts = [x[:cut], x[cut:]]
-    found = largest(lambda: iter(enumerate(parts)), threshold)
+    with mock.patch("mechkit.graphs.blocks._FEW", few):  # by bins, and by a sort of few
+        found = largest(lambda: iter(enumerate(parts)), threshold)
     chosen = torch.cat([part[places] for part, (_, places) in zip(parts, found, strict=True)]).double()
     ordered = x.double().sort(descending=True).values
     wanted = threshold * float(ordered.sum())
