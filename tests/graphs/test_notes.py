@@ -240,12 +240,6 @@ def test_an_index_of_an_sae_of_the_residual_stream_is_refused(tinyworld, tmp_pat
         mk.trace(tinyworld, PROMPT, index=index, check=False)
 
 
-def test_weights_hash_as_an_index_does(model):
-    from mechkit.features.provenance import weights_hash as of_features
-
-    assert weights_hash(model) == of_features(model)
-
-
 @pytest.mark.slow
 def test_a_label_from_an_index_is_in_the_saved_graph_and_on_the_command_line(graph, index, tmp_path, capsys):
     from mechkit.cli import run
