@@ -11,6 +11,7 @@ from typing import Any
 
 from mechkit.core.weights import weights_hash
 
+
 def sae_hash(sae) -> str:
     """sha256 of an SAE's weights and of the settings that decide what it computes."""
     settings = sae.cfg.to_dict()
