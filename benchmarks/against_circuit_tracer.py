@@ -31,12 +31,12 @@ from benchmarks.counting import peak_memory
 from benchmarks.graphs import Case, descent_flops, random_case
 from benchmarks.measure import matmul_rate, timed
 from benchmarks.table import number, spread
-from mechkit.graphs.attribution import Attribution
-from mechkit.graphs.frozen import FrozenModel
-from mechkit.graphs.growth import Grown, grow
+from mechkit.graphs.engine.attribution import Attribution
+from mechkit.graphs.engine.frozen import FrozenModel
+from mechkit.graphs.engine.growth import Grown, grow
+from mechkit.graphs.engine.reading import mlp_input
+from mechkit.graphs.engine.roots import logit_roots
 from mechkit.graphs.nodes import Node
-from mechkit.graphs.reading import mlp_input
-from mechkit.graphs.roots import logit_roots
 
 PACKAGES = ("circuit-tracer==0.5.0", f"torch=={torch.__version__.split('+')[0]}")
 """What pip puts into the other environment; the same torch as here, so that products cost the same."""

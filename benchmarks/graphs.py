@@ -18,10 +18,10 @@ from benchmarks.table import spread
 from mechkit.core.loop import hooked
 from mechkit.core.prompts import Prompts
 from mechkit.dictionaries import Transcoder, transcoders_for
-from mechkit.graphs.attribution import Attribution
-from mechkit.graphs.frozen import FrozenModel
-from mechkit.graphs.reading import mlp_input
-from mechkit.graphs.roots import logit_roots
+from mechkit.graphs.engine.attribution import Attribution
+from mechkit.graphs.engine.frozen import FrozenModel
+from mechkit.graphs.engine.reading import mlp_input
+from mechkit.graphs.engine.roots import logit_roots
 
 REPEATS = 7
 """Timed rounds of each case."""

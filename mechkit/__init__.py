@@ -28,7 +28,7 @@ _HOMES = {
     "features.quality": ("sae_quality",),
     "features.scanning": ("scan",),
     "graphs.graph": ("AttributionGraph",),
-    "graphs.graph_set": ("GraphSet",),
+    "graphs.sets.graph_set": ("GraphSet",),
     "graphs.many": ("trace_many",),
     "graphs.trace": ("trace",),
     "patching.activation": ("patch",),

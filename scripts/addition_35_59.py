@@ -27,10 +27,10 @@ from mechkit.cli.terminal import bars
 from mechkit.core.files import write_atomic
 from mechkit.core.prompts import likeliest
 from mechkit.dictionaries import load_transcoders, transcoders_for
-from mechkit.graphs.meanings import PATHWAYS
+from mechkit.graphs.meaning.meanings import PATHWAYS
 from mechkit.graphs.nodes import Node
-from mechkit.graphs.sum_features import SumFeatures, grid_of
-from mechkit.graphs.sum_trials import Trial, kinds_of, trials_of, turned
+from mechkit.graphs.sums.sum_features import SumFeatures, grid_of
+from mechkit.graphs.sums.sum_trials import Trial, kinds_of, trials_of, turned
 from mechkit.report import addition as report
 from mechkit.report.console import plain, terminal
 from mechkit.viz.addition_png import addition_png

@@ -20,7 +20,7 @@ from rich.progress import track
 
 import mechkit as mk
 from mechkit.dictionaries import neurons
-from mechkit.graphs.check import Check
+from mechkit.graphs.truth.check import Check
 from mechkit.zoo.addition import unseen_sums
 
 TEXTS = ("Once upon a time", "Lily and Tom went to the", "The little dog was very", "He wanted to play with his")

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 import mechkit as mk
 from mechkit.dictionaries import transcoders_for
 from mechkit.graphs.nodes import Node
-from mechkit.graphs.sum_features import SumFeatures, grid_of
-from mechkit.graphs.sum_trials import interval, others
+from mechkit.graphs.sums.sum_features import SumFeatures, grid_of
+from mechkit.graphs.sums.sum_trials import interval, others
 from mechkit.zoo import save_folder
 from mechkit.zoo.addition import unseen_sums
 from scripts import addition_35_59 as script

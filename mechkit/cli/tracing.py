@@ -43,8 +43,8 @@ def trace(
 def _traced(prompt: str, name: str, transcoders: str | None, index: Path | None, device: str | None, sums: int) -> Any:
     """The graph of `prompt` with meanings, findings and supernode checks."""
     import mechkit as mk
-    from mechkit.graphs.meanings import add_operand_meanings, suppress_pathways
-    from mechkit.graphs.supernodes import check_supernodes
+    from mechkit.graphs.meaning.meanings import add_operand_meanings, suppress_pathways
+    from mechkit.graphs.meaning.supernodes import check_supernodes
 
     model = loaded(name, device)
     bases = None

@@ -20,17 +20,17 @@ from torch import Tensor
 
 from mechkit.core.result import Result
 from mechkit.core.site import Edge
-from mechkit.graphs.attribution import Attribution
-from mechkit.graphs.blocks import Blocks
-from mechkit.graphs.influence import Kept, Matrix
-from mechkit.graphs.named import Named
+from mechkit.graphs.engine.attribution import Attribution
+from mechkit.graphs.engine.blocks import Blocks
+from mechkit.graphs.engine.influence import Kept, Matrix
+from mechkit.graphs.meaning.named import Named
 from mechkit.graphs.nodes import Node
-from mechkit.graphs.tested import Tested
+from mechkit.graphs.truth.tested import Tested
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mechkit.graphs.saved import SavedGraph
+    from mechkit.graphs.files.saved import SavedGraph
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class AttributionGraph(Named, Tested):
     plots: dict[str, Tensor] = field(default_factory=dict)
     """Activity over all operands `[a, b]`, by node id, for arithmetic prompts."""
     check: Any = None
-    """Predicted against measured interventions, a `mechkit.graphs.check.Check`, where they were made."""
+    """Predicted against measured interventions, a `mechkit.graphs.truth.check.Check`, where they were made."""
     supernode_checks: list = field(default_factory=list)
     """What suppressing each supernode does (`SupernodeCheck`), where it was tried."""
     findings: list = field(default_factory=list)
@@ -150,8 +150,8 @@ class AttributionGraph(Named, Tested):
     @cached_property
     def edge_heads(self) -> list:
         """The heads that carry each of `kept_edges`, as (name, signed share) pairs; None beyond a budget of FLOPs
-        (`mechkit.graphs.headed`)."""
-        from mechkit.graphs.headed import edge_heads
+        (`mechkit.graphs.engine.headed`)."""
+        from mechkit.graphs.engine.headed import edge_heads
 
         return edge_heads(self)
 
@@ -185,24 +185,24 @@ class AttributionGraph(Named, Tested):
 
     def qk_attribution(self, site: str, n: int = 20) -> Any:
         """Why a head attends where it does: the `n` largest pairs of query and key sources behind one score, such as
-        `L1.H2.attn_scores@5<-3`, and the rest as a remainder (`mechkit.graphs.qk.QKAttribution`).
+        `L1.H2.attn_scores@5<-3`, and the rest as a remainder (`mechkit.graphs.engine.qk.QKAttribution`).
 
         Cost: one forward pass and two descents of d_head directions.
         """
-        from mechkit.graphs.qk import qk_attribution
+        from mechkit.graphs.engine.qk import qk_attribution
 
         return qk_attribution(self.attribution, site, n)
 
     def pathways(self, n: int = 8) -> list:
         """The `n` pathways that carry most of the answer, each a `Pathway`: text, share, nodes. Print them."""
-        from mechkit.graphs.pathways import pathways
+        from mechkit.graphs.meaning.pathways import pathways
 
         return pathways(self)[:n]
 
     def heads(self) -> Result:
         """Share of the answer's influence that each head, `L0.H1.z`, is the last to carry to a node."""
         from mechkit.core.site import Site
-        from mechkit.graphs.pathways import heads
+        from mechkit.graphs.meaning.pathways import heads
 
         shares = heads(self)
         values = torch.tensor(list(shares.values()))[:, None]
@@ -210,8 +210,8 @@ class AttributionGraph(Named, Tested):
 
     def shown(self) -> "SavedGraph":
         """What files and pages show: the kept part, without the model. Cost: within a budget, heads of the edges."""
-        from mechkit.graphs.export import graph_document
-        from mechkit.graphs.saved import SavedGraph
+        from mechkit.graphs.files.export import graph_document
+        from mechkit.graphs.files.saved import SavedGraph
 
         return SavedGraph(graph_document(self))
 
@@ -221,7 +221,7 @@ class AttributionGraph(Named, Tested):
 
         Raises ValueError, naming the file, for one that is damaged or no graph.
         """
-        from mechkit.graphs.saved import SavedGraph
+        from mechkit.graphs.files.saved import SavedGraph
 
         return SavedGraph.load(path)
 

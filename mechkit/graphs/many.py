@@ -16,10 +16,10 @@ from torch import Tensor
 
 from mechkit.core.progress import progress, showing
 from mechkit.core.prompts import Prompts
-from mechkit.graphs.frozen import FrozenModel
-from mechkit.graphs.graph_set import GraphSet
-from mechkit.graphs.set_files import SetFiles
-from mechkit.graphs.slim import Part, Slim
+from mechkit.graphs.engine.frozen import FrozenModel
+from mechkit.graphs.sets.graph_set import GraphSet
+from mechkit.graphs.sets.set_files import SetFiles
+from mechkit.graphs.sets.slim import Part, Slim
 from mechkit.graphs.trace import as_prompts, fitting_bases, graph_on, sites_kept
 
 PART = 256

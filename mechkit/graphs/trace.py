@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from mechkit.core.prompts import Prompts
-from mechkit.graphs.attribution import Attribution
-from mechkit.graphs.frozen import FrozenModel
+from mechkit.graphs.engine.attribution import Attribution
+from mechkit.graphs.engine.frozen import FrozenModel
+from mechkit.graphs.engine.growth import grow
+from mechkit.graphs.engine.reading import mlp_input, require_fitting
+from mechkit.graphs.engine.roots import Root, Target, logit_roots, roots_of, sites_read
 from mechkit.graphs.graph import AttributionGraph
-from mechkit.graphs.growth import grow
 from mechkit.graphs.nodes import token_text
-from mechkit.graphs.reading import mlp_input, require_fitting
-from mechkit.graphs.roots import Root, Target, logit_roots, roots_of, sites_read
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def trace(
     if index is not None:
         graph.explain(index)
     if check:
-        from mechkit.graphs.check import check_graph
+        from mechkit.graphs.truth.check import check_graph
 
         graph.check = check_graph(graph)
     return graph

@@ -8,10 +8,10 @@ import pandas as pd
 from rich.console import Console
 
 from mechkit.graphs.graph import AttributionGraph
-from mechkit.graphs.graph_set import GraphSet
-from mechkit.graphs.sum_features import SumFeatures
-from mechkit.graphs.sum_trials import DRAWS, OUTCOMES, Trial, interval
-from mechkit.graphs.suppression import NEAR
+from mechkit.graphs.sets.graph_set import GraphSet
+from mechkit.graphs.sums.sum_features import SumFeatures
+from mechkit.graphs.sums.sum_trials import DRAWS, OUTCOMES, Trial, interval
+from mechkit.graphs.truth.suppression import NEAR
 from mechkit.report.console import plain, table
 
 

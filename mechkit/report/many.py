@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from mechkit.graphs.graph_set import GraphSet
+from mechkit.graphs.sets.graph_set import GraphSet
 from mechkit.report.console import plain, print_written, table, terminal
 
 

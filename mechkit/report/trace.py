@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mechkit.graphs.export import SCORES, level_table
+from mechkit.graphs.files.export import SCORES, level_table
 from mechkit.report.console import plain, print_written, table, terminal
 
 

@@ -1,12 +1,10 @@
 """The attribution-graph page: one HTML file that holds its own style, script and data.
 
 The page makes no request (its Content-Security-Policy forbids every one) and treats all text of the document as text.
-The document is a graph's file (`mechkit.graphs.export.graph_document`, or another tool's file that
-`mechkit.graphs.foreign.completed` has filled in); the page saves the same document with its edits.
+The document is a graph's file (`mechkit.graphs.files.export.graph_document`, or another tool's file that
+`mechkit.graphs.files.foreign.completed` has filled in); the page saves the same document with its edits.
 
->>> page = render_graph_page(document)
->>> page.startswith("<!doctype html>")
-True
+    render_graph_page(graph_document(graph))[:15]  # '<!doctype html>'
 """
 
 import html

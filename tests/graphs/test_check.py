@@ -12,9 +12,9 @@ import torch
 
 import mechkit as mk
 from mechkit.dictionaries import neurons
-from mechkit.graphs.check import check_graph, same_sign, spearman, target_slopes
-from mechkit.graphs.exact import exact_error
-from mechkit.graphs.supernodes import check_supernodes, supernodes
+from mechkit.graphs.meaning.supernodes import check_supernodes, supernodes
+from mechkit.graphs.truth.check import check_graph, same_sign, spearman, target_slopes
+from mechkit.graphs.truth.exact import exact_error
 from mechkit.zoo.addition import unseen_sums
 from tests.conftest import tiny_model
 from tests.graphs.brute import random_transcoders, traced
@@ -180,7 +180,7 @@ def test_a_supernode_predicts_the_sum_of_its_features_and_is_suppressed_whole(gr
 
 
 def test_a_token_that_occurs_twice_has_a_supernode_at_each_place(addition):
-    from mechkit.graphs.meanings import add_operand_meanings
+    from mechkit.graphs.meaning.meanings import add_operand_meanings
 
     graph = mk.trace(addition, "99+99=", check=False)
     add_operand_meanings(graph, "99+99=")

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import mechkit as mk
-from mechkit.graphs.classes import classify
+from mechkit.graphs.meaning.classes import classify
+from mechkit.graphs.meaning.operands import OperandGrid, operand_inputs, operand_plots
 from mechkit.graphs.nodes import Node
-from mechkit.graphs.operands import OperandGrid, operand_inputs, operand_plots
 
 A, B = torch.meshgrid(torch.arange(100), torch.arange(100), indexing="ij")
 
@@ -70,7 +70,7 @@ def test_prompts_without_a_grid_have_none(addition, text):
 
 
 def test_the_models_features_split_into_last_digits_and_size(addition):
-    from mechkit.graphs.meanings import add_operand_meanings, suppress_pathways
+    from mechkit.graphs.meaning.meanings import add_operand_meanings, suppress_pathways
     from mechkit.zoo.addition import unseen_sums
 
     graph = mk.trace(addition, "35+59=", check=False)

@@ -7,9 +7,9 @@ import jsonschema
 import pytest
 
 import mechkit as mk
-from mechkit.graphs.export import graph_document
-from mechkit.graphs.headed import edge_heads
-from mechkit.graphs.meanings import add_operand_meanings
+from mechkit.graphs.engine.headed import edge_heads
+from mechkit.graphs.files.export import graph_document
+from mechkit.graphs.meaning.meanings import add_operand_meanings
 from tests.conftest import tiny_model
 from tests.graphs.brute import random_transcoders
 

@@ -12,8 +12,8 @@ import mechkit as mk
 from benchmarks.counting import peak_memory
 from mechkit.core.loop import hooked
 from mechkit.dictionaries import neurons
-from mechkit.graphs.blocks import largest
-from mechkit.graphs.roots import FOLLOWED
+from mechkit.graphs.engine.blocks import largest
+from mechkit.graphs.engine.roots import FOLLOWED
 from tests.conftest import tiny_model
 from tests.core.architectures import make
 from tests.graphs.frozen_runs import TOKENS, across, transcoders
@@ -161,7 +161,7 @@ def test_options_out_of_range_are_refused(model, bases):
 def test_the_largest_entries_are_those_of_a_sort(values, threshold, cut, few):
     x = torch.tensor(values)
     parts = [x[:cut], x[cut:]]
-    with mock.patch("mechkit.graphs.blocks._FEW", few):  # by bins, and by a sort of few
+    with mock.patch("mechkit.graphs.engine.blocks._FEW", few):  # by bins, and by a sort of few
         found = largest(lambda: iter(enumerate(parts)), threshold)
     chosen = torch.cat([part[places] for part, (_, places) in zip(parts, found, strict=True)]).double()
     ordered = x.double().sort(descending=True).values

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mechkit as mk
-from mechkit.graphs.check import target_slopes
+from mechkit.graphs.truth.check import target_slopes
 from tests.conftest import tiny_model
 from tests.graphs.brute import random_transcoders
 

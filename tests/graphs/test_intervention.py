@@ -8,8 +8,8 @@ import torch
 import mechkit as mk
 from mechkit.core.loop import hooked
 from mechkit.dictionaries import neurons
-from mechkit.graphs.changes import changes
-from mechkit.graphs.generation import continued, steering_hooks
+from mechkit.graphs.truth.changes import changes
+from mechkit.graphs.truth.generation import continued, steering_hooks
 from tests.conftest import tiny_model
 from tests.graphs.frozen_runs import TOKENS, across, traced, transcoders
 
@@ -30,7 +30,7 @@ def graph_of(model, bases, **options):
 @pytest.fixture(autouse=True)
 def one_control(monkeypatch):
     """Controls are not what these tests are about; one permuted graph is quicker than twenty."""
-    monkeypatch.setattr("mechkit.graphs.check.N_CONTROLS", 1)
+    monkeypatch.setattr("mechkit.graphs.truth.check.N_CONTROLS", 1)
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -10,12 +10,12 @@ import torch
 import mechkit as mk
 from mechkit.core.weights import weights_hash
 from mechkit.dictionaries import load_sae, neurons
-from mechkit.graphs.export import node_label
-from mechkit.graphs.indexed import indexed_layers
-from mechkit.graphs.notes import in_words
-from mechkit.graphs.promoted import likeness, logit_effects, promoted, read_at_end, unembedding_gram, written
-from mechkit.graphs.received import received, tokens_named
-from mechkit.graphs.supernodes import kept_features
+from mechkit.graphs.files.export import node_label
+from mechkit.graphs.meaning.indexed import indexed_layers
+from mechkit.graphs.meaning.notes import in_words
+from mechkit.graphs.meaning.promoted import likeness, logit_effects, promoted, read_at_end, unembedding_gram, written
+from mechkit.graphs.meaning.received import received, tokens_named
+from mechkit.graphs.meaning.supernodes import kept_features
 from tests.core.architectures import make
 from tests.graphs.frozen_runs import TOKENS, across, transcoders
 from tests.graphs.test_any_model import norm_weights

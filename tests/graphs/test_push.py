@@ -6,8 +6,8 @@ import torch
 import mechkit as mk
 from mechkit.core.prompts import Prompts
 from mechkit.dictionaries import neurons
-from mechkit.graphs.attribution import Attribution
-from mechkit.graphs.frozen import FrozenModel
+from mechkit.graphs.engine.attribution import Attribution
+from mechkit.graphs.engine.frozen import FrozenModel
 from tests.core.architectures import make
 from tests.graphs.frozen_runs import TOKENS, traced, transcoders
 from tests.graphs.test_any_model import BASES, errors, norm_weights

@@ -51,7 +51,7 @@ def test_a_pair_is_what_taking_both_away_together_adds(build):
         """The score with nodes' writes taken out of the query's, and of the key's, side."""
         sides = {}
         for side, nodes in (("q", q_nodes), ("k", k_nodes)):
-            from mechkit.graphs.exact import suppression
+            from mechkit.graphs.truth.exact import suppression
 
             edits = [hook for e in suppression(graph, *nodes) for hook in e.hooks(model, frozen.prompts)]
             name = f"blocks.{layer}.attn.hook_{side}"

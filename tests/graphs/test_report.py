@@ -8,10 +8,10 @@ import torch
 
 import mechkit as mk
 from mechkit.dictionaries import neurons
-from mechkit.graphs import report as words
-from mechkit.graphs.check import Check
-from mechkit.graphs.faithfulness import Faithfulness
 from mechkit.graphs.nodes import Node
+from mechkit.graphs.truth import report as words
+from mechkit.graphs.truth.check import Check
+from mechkit.graphs.truth.faithfulness import Faithfulness
 from tests.conftest import tiny_model
 
 N = 30
@@ -25,7 +25,7 @@ def graph(addition):
 @pytest.fixture(autouse=True)
 def one_control(monkeypatch):
     """Controls are not what these tests are about; one permuted graph is quicker than twenty."""
-    monkeypatch.setattr("mechkit.graphs.check.N_CONTROLS", 1)
+    monkeypatch.setattr("mechkit.graphs.truth.check.N_CONTROLS", 1)
 
 
 def check_of(predicted, measured, **others):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import mechkit as mk
+from mechkit.graphs.files.saved import SavedGraph
 from mechkit.graphs.graph import AttributionGraph
-from mechkit.graphs.meanings import add_operand_meanings
-from mechkit.graphs.saved import SavedGraph
+from mechkit.graphs.meaning.meanings import add_operand_meanings
 
 SCHEMA = json.loads(Path(__file__).with_name("neuronpedia_graph_schema.json").read_text())
 

@@ -8,10 +8,10 @@ import torch
 
 import mechkit as mk
 from mechkit.dictionaries import neurons
-from mechkit.graphs import pathways as walk
-from mechkit.graphs.check import target_slopes
 from mechkit.graphs.graph import Meaning
-from mechkit.graphs.supernodes import kept_features, partition, supernodes
+from mechkit.graphs.meaning import pathways as walk
+from mechkit.graphs.meaning.supernodes import kept_features, partition, supernodes
+from mechkit.graphs.truth.check import target_slopes
 from tests.conftest import tiny_model
 from tests.graphs.frozen_runs import transcoders
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mechkit.graphs.saved import SavedGraph
+from mechkit.graphs.files.saved import SavedGraph
 from tests.viz.driver import Browser, opened
 
 

@@ -8,7 +8,7 @@ import pytest
 from graph_payloads import document_of, make_payload, small_payload
 from matplotlib.image import imread
 
-from mechkit.graphs.saved import SavedGraph
+from mechkit.graphs.files.saved import SavedGraph
 from tests.graphs.test_saved import circuit_tracer_file
 from tests.viz.browser import find_chromium, probe
 from tests.viz.driver import HASH, mark, opened, slide

@@ -7,7 +7,7 @@ import pytest
 from graph_payloads import bare_payload, evil_payload, large_payload, small_payload
 from matplotlib.image import imread
 
-from mechkit.graphs.saved import SavedGraph
+from mechkit.graphs.files.saved import SavedGraph
 from mechkit.viz.graph_png import graph_png
 
 

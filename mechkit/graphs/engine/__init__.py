@@ -1,0 +1,1 @@
+"""Rows of the attribution matrix of one prompt, and what follows from them alone."""

@@ -1,0 +1,1 @@
+"""What nodes of a graph stand for, and which belong together."""

@@ -1,0 +1,1 @@
+"""Graphs of many prompts, kept slim, aligned by feature, averaged and compared."""

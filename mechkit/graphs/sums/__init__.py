@@ -1,0 +1,1 @@
+"""Features of models that add: taken out and swapped on many sums."""
