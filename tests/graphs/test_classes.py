@@ -87,3 +87,13 @@ def test_the_models_features_split_into_last_digits_and_size(addition):
     paths = graph.pathways(1000)
     assert 0.97 < sum(path.share for path in paths) <= 1.0001  # steps below 0.2 % are not followed; measured 0.988
     assert paths == sorted(paths, key=lambda path: -path.share)
+
+
+def test_a_graph_of_a_sum_explains_its_features_and_one_of_text_says_that_it_has_no_operands(addition):
+    graph = mk.trace(addition, "35+59=", check=False)
+    graph.explain()
+    assert list(graph.supernodes) == ["L0 ones-digit lookup at =", "L1 sum at ="]
+    assert graph.plots[graph.attribution.features[0].id].shape == (100, 100)
+    other = mk.trace(addition, "35+", check=False)
+    with pytest.raises(ValueError, match="has no two operands"):
+        other.explain()

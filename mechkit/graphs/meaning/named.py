@@ -21,6 +21,7 @@ class Named:
 
     attribution: Any
     labels: dict[str, str]
+    meta: Any
     meanings: dict
     indexed: dict[int, Any]
     edited: dict[str, list[Node]] | None
@@ -35,18 +36,27 @@ class Named:
 
         return notes_of(self, kept_features(self))
 
-    def explain(self, index: Any) -> None:
+    def explain(self, index: Any = None) -> None:
         """Take examples, labels and densities of features from feature indexes: one (of one dictionary or of several
-        that were scanned together), a sequence of them, or a mapping from layers or dictionaries' names.
+        that were scanned together), a sequence of them, or a mapping from layers or dictionaries' names. Without one,
+        for a prompt such as "35+59=": the features' activity over all operands (`plots`), and classes (`meanings`).
 
-        Cost: one read of every weight of the model. Raises ValueError, with which and how, for an index of another
-        model or of features that this graph's dictionaries have not.
+        Cost: one read of every weight of the model; without an index, a short prompt for every pair of operands.
+        Raises ValueError, with which and how, for an index of another model or of features that this graph's
+        dictionaries have not; without one, for a prompt without two operands.
         """
         from mechkit.graphs.meaning.indexed import indexed_layers
+        from mechkit.graphs.meaning.meanings import add_operand_meanings
         from mechkit.graphs.meaning.supernodes import kept_features
 
-        self.indexed = indexed_layers(self.attribution, index, kept_features(self))
-        vars(self).pop("notes", None)
+        if index is not None:
+            self.indexed = indexed_layers(self.attribution, index, kept_features(self))
+            vars(self).pop("notes", None)
+        elif add_operand_meanings(self, self.meta["prompt"]) is None:  # pyright: ignore[reportArgumentType]
+            raise ValueError(
+                f"{self.meta['prompt']!r} has no two operands that its model reads as a token each, or no feature is "
+                "active on it; give a feature index"
+            )
 
     def index_label(self, node: Node) -> str | None:
         """What somebody called a feature in its index; None where only programs did, or nobody."""
