@@ -8,6 +8,8 @@ from mechkit.core.prompts import Prompts
 from mechkit.dictionaries import neurons
 from mechkit.graphs.engine.attribution import Attribution
 from mechkit.graphs.engine.frozen import FrozenModel
+from mechkit.graphs.engine.reading import mlp_input
+from mechkit.graphs.engine.roots import logit_roots
 from tests.core.architectures import make
 from tests.graphs.frozen_runs import TOKENS, traced, transcoders
 from tests.graphs.test_any_model import BASES, errors, norm_weights
@@ -32,6 +34,27 @@ def test_embeddings_met_before_the_first_attention_give_the_same_columns(build, 
         found[short] = traced(model, bases).matrix()
     assert [bool(one) for one in (met[0], met[-1])] == [False, True]  # each way was taken
     assert float((found[True] - found[False]).abs().max() / found[False].abs().max()) < 1e-5
+
+
+SEEING_NOTHING_LATER = tuple(name for name in DIFFERENT_AT_THE_BOTTOM if name != "bidirectional")
+
+
+@pytest.mark.parametrize("short", [False, True])
+@pytest.mark.parametrize("name", SEEING_NOTHING_LATER)
+def test_what_a_bos_writes_is_met_in_values_and_gives_the_same_columns(build, name, short, monkeypatch):
+    model = norm_weights(make(build, name))
+    bases = [] if model.cfg.attn_only else transcoders(model, skip=True)
+    frozen = FrozenModel.on(model, Prompts.from_tokens([TOKENS]), [mlp_input(basis) for basis in bases])
+    monkeypatch.setattr(Attribution, "is_short", True)
+    if not short:
+        monkeypatch.setattr(Attribution, "spread", {})
+    engine, plain = (Attribution(frozen, bases, logit_roots(frozen, [1, 2], centred=True), True) for _ in range(2))
+    vars(plain)["first"] = None
+    assert engine.first.columns
+    rows, expected = (one.rows(one.targets)[0] for one in (engine, plain))
+    assert float((rows - expected).abs().max() / expected.abs().max()) < 1e-5
+    sums = torch.tensor([node.preactivation for node in engine.targets])
+    assert float(((rows.sum(1) - sums).abs() / rows.abs().sum(1)).max()) < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["ReLU", "TopK"])

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mechkit.core.progress import progress
 from mechkit.graphs.engine.blocks import Block
+from mechkit.graphs.engine.first import FirstPosition
 from mechkit.graphs.engine.frozen import FrozenModel, adds_positions
 from mechkit.graphs.engine.layers import Norm
 from mechkit.graphs.engine.reach import Column, Layout, Reach
@@ -195,6 +196,11 @@ class Attribution:
             return {}
         spread = frozen.layers[0].spread
         return {kind: spread(frozen.values[site][0]) for kind, site in kinds.items() if (kind,) in self.layout.first}
+
+    @cached_property
+    def first(self) -> FirstPosition | None:
+        """What a BOS at the first position comes to in later layers; None where there is none, and on long prompts."""
+        return FirstPosition.of(self) if self.bos and self.frozen.is_causal and self.is_short else None
 
     @cached_property
     def errors(self) -> list[Float[Tensor, "pos d_model"]]:

@@ -132,21 +132,30 @@ class FrozenLayer:
 
     def through(self, g: Directions, start: int, width: int) -> Below:
         """Directions over what attention adds as directions over the residual stream before it, all heads together."""
-        if len(g) == 1 and self.passing is None:
-            return self._spread(g, start, width)
-        over = self.over_values(self.over_z(g, start), start, width)
-        return (over.flatten(0, 1) @ self.folded.W_V).view(width, *g.shape[1:])
+        return self.below(self.over_z(g, start), start, range(width))
 
-    def _spread(self, g: Directions, start: int, width: int) -> Below:
+    def below(self, z: Float[Tensor, "pos target head d_head"], start: int, seen: range) -> Below:
+        """Directions over each head's z as directions over the residual stream at the positions `seen`."""
+        if len(z) == 1 and self.passing is None:
+            return self._spread(z[0].transpose(0, 1), start, seen)
+        over = self.over_values(z, start, seen)
+        return (over.flatten(0, 1) @ self.folded.W_V).view(len(seen), z.shape[1], len(self.W_V))
+
+    def _spread(self, z: Float[Tensor, "head target d_head"], start: int, seen: range) -> Below:
         """The same from one position: values' weights come first, since all sources share their products."""
-        z = self.over_z(g, start)[0].transpose(0, 1)
         W_V = self.folded.W_V.unflatten(0, (self.n_kv, self.d_head)).repeat_interleave(self.n_heads // self.n_kv, 0)
-        weights = self.pattern[:, start, :width].T.to(g.dtype) * self.shrinking[:width, None]
-        return (weights @ (z @ W_V).flatten(1)).view(width, *g.shape[1:])
+        src = slice(seen.start, seen.stop)
+        weights = self.pattern[:, start, src].T.to(z.dtype) * self.shrinking[src, None]
+        return (weights @ (z @ W_V).flatten(1)).view(len(seen), z.shape[1], len(self.W_V))
+
+    def over_first(self, z: Float[Tensor, "pos target head d_head"], start: int) -> Float[Tensor, "target z"]:
+        """Directions over z as directions over the values at the first position, heads side by side."""
+        weights = self.pattern[:, start : start + len(z), 0].to(z.dtype)
+        return torch.einsum("hp,pthd->thd", weights, z).flatten(1)
 
     def through_heads(self, g: Directions, start: int, width: int) -> Float[Tensor, "head src target d"]:
         """The same, for each head apart."""
-        by_head = self._by_head(self.over_z(g, start), start, width) * self.shrinking[:width, None, None]
+        by_head = self._by_head(self.over_z(g, start), start, range(width)) * self.shrinking[:width, None, None]
         W_V = self.folded.W_V.unflatten(0, (self.n_kv, self.d_head)).repeat_interleave(self.n_heads // self.n_kv, 0)
         return by_head @ W_V[:, None]
 
@@ -154,7 +163,7 @@ class FrozenLayer:
         """Directions over one head's z as directions over the residual stream before attention."""
         spread = z.new_zeros(*z.shape[:2], self.n_heads, self.d_head)
         spread[:, :, head] = z
-        return self.over_values(spread, start, width) @ self.folded.W_V
+        return self.over_values(spread, start, range(width)) @ self.folded.W_V
 
     def over_z(self, g: Directions, start: int) -> Float[Tensor, "pos target head d_head"]:
         """Directions over what attention adds as directions over each head's z."""
@@ -162,23 +171,23 @@ class FrozenLayer:
         g = g if norm is None else g / norm.scale[start : start + len(g), None].to(g.dtype)
         return (g.flatten(0, 1) @ self.folded.W_O).view(*g.shape[:2], self.n_heads, self.d_head)
 
-    def over_values(self, z: Tensor, start: int, width: int) -> Float[Tensor, "src target kv"]:
+    def over_values(self, z: Tensor, start: int, seen: range) -> Float[Tensor, "src target kv"]:
         """Directions over z as directions over the values' heads, divided by the scale of the norm before them."""
-        by_head = self._by_head(z, start, width)
+        by_head = self._by_head(z, start, seen)
         if self.n_kv < self.n_heads:
             by_head = by_head.unflatten(0, (self.n_kv, -1)).sum(1)
-        out = by_head.new_empty(width, z.shape[1], self.n_kv, self.d_head)
-        torch.mul(by_head.permute(1, 2, 0, 3), self.shrinking[:width, None, None, None], out=out)
+        out = by_head.new_empty(len(seen), z.shape[1], self.n_kv, self.d_head)
+        torch.mul(by_head.permute(1, 2, 0, 3), self.shrinking[seen.start : seen.stop, None, None, None], out=out)
         return out.flatten(2)
 
-    def _by_head(self, z: Tensor, start: int, width: int) -> Float[Tensor, "head src target d_head"]:
-        n_pos, n_targets = z.shape[:2]
-        pattern = self.pattern[:, start : start + n_pos, :width].to(z.dtype)
+    def _by_head(self, z: Tensor, start: int, seen: range) -> Float[Tensor, "head src target d_head"]:
+        (n_pos, n_targets), src = z.shape[:2], slice(seen.start, seen.stop)
+        pattern = self.pattern[:, start : start + n_pos, src].to(z.dtype)
         over = pattern.mT @ z.permute(2, 0, 1, 3).reshape(self.n_heads, n_pos, n_targets * self.d_head)
-        over = over.view(self.n_heads, width, n_targets, self.d_head)
+        over = over.view(self.n_heads, len(seen), n_targets, self.d_head)
         if self.passing is None:
             return over
-        passing = self.passing[:width].unflatten(1, (self.n_kv, self.d_head)).permute(1, 0, 2)
+        passing = self.passing[src].unflatten(1, (self.n_kv, self.d_head)).permute(1, 0, 2)
         return over * passing.repeat_interleave(self.n_heads // self.n_kv, 0)[:, :, None]
 
     @cached_property
@@ -189,11 +198,25 @@ class FrozenLayer:
 
     # --- forward
 
+    def _by_value(self, x: Float[Tensor, "n d_model"], at: slice) -> Float[Tensor, "n head d_head"]:
+        """What parts of the residual stream come to in each head's values, with the scales of these positions."""
+        v = (x @ self.folded.W_V.T) * self.shrinking[at, None]
+        v = v if self.passing is None else v * self.passing[at]
+        return v.unflatten(1, (self.n_kv, self.d_head)).repeat_interleave(self.n_heads // self.n_kv, 1)
+
+    def first_values(self, x: Float[Tensor, "n d_model"]) -> Float[Tensor, "n z"]:
+        """What parts of the residual stream at the first position come to in its values, heads side by side."""
+        return self._by_value(x, slice(0, 1)).flatten(1)
+
+    def first_out(self, v: Float[Tensor, "n z"]) -> Float[Tensor, "n d_model"]:
+        """What attention adds at the first position for such values there, where it sees itself alone."""
+        z = v.unflatten(1, (self.n_heads, self.d_head)) * self.pattern[:, 0, 0, None].to(v.dtype)
+        out = z.flatten(1) @ self.folded.W_O.T
+        return out if self.after_attention is None else out / self.after_attention.scale[0].to(v.dtype)
+
     def spread(self, x: Float[Tensor, "src d_model"]) -> Float[Tensor, "pos d_model src"]:
         """What `x` of each position, as a part of the residual stream before, comes to at every position after."""
-        v = (x @ self.folded.W_V.T) * self.shrinking[:, None]
-        v = v if self.passing is None else v * self.passing
-        v = v.unflatten(1, (self.n_kv, self.d_head)).repeat_interleave(self.n_heads // self.n_kv, 1)
+        v = self._by_value(x, slice(None))
         z = self.pattern.permute(1, 2, 0)[..., None].to(v.dtype) * v
         out = self.folded.W_O @ z.flatten(2).mT
         out = out if self.after_attention is None else out / self.after_attention.scale[:, :, None].to(v.dtype)

@@ -37,7 +37,7 @@ class Descent:
         self.start = reads.start
         self.streams = [0]
         self.waiting: Directions | None = None
-        self.before = 0
+        self.first = engine.first if self.start > 0 and not heads else None
 
     def run(self) -> Streams:
         """The contributions of everything below."""
@@ -146,14 +146,25 @@ class Descent:
         if layer == 0 and keep and not self.heads and self.engine.spread:
             self.meet_spread()
             return
-        here = slice(self.start, self.start + len(self.g))
-        maps = self.frozen.layers[layer]
-        below = self.below_by_head(layer) if self.heads else maps.through(self.g, self.start, self.width)
+        seen = range(0 if self.first is None else 1, self.width)
+        here = slice(self.start - seen.start, self.start - seen.start + len(self.g))
+        below = self.below_by_head(layer) if self.heads else self.below(layer, seen)
         if keep:
             below[here, : self.g.shape[1]] += self.g
         if self.waiting is not None:  # a skip connection read what goes into this attention
             below[here, : self.waiting.shape[1]] += self.waiting
-        self.g, self.start, self.waiting = below, 0, None
+        self.g, self.start, self.waiting = below, seen.start, None
+
+    def below(self, layer: int, seen: range) -> Directions:
+        """Directions below one attention layer, all heads together; at a known first position they end."""
+        maps = self.frozen.layers[layer]
+        z = maps.over_z(self.g, self.start)
+        if self.first is not None:
+            values = self.first.values[layer]
+            met = (maps.over_first(z, self.start) @ values).T
+            for column, contribution in zip(self.first.columns, met, strict=False):
+                self.collect(column, contribution)
+        return maps.below(z, self.start, seen)
 
     def meet_spread(self) -> None:
         """Meet embeddings through the first attention and past it; what a skip connection read before it is left."""
