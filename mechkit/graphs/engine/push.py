@@ -38,6 +38,9 @@ class Descent:
         self.streams = [0]
         self.waiting: Directions | None = None
         self.first = engine.first if self.start > 0 and not heads else None
+        if self.first is not None:  # they are sorted by layer, so those that are reached come first
+            reached = [reach.local[column].start for column in self.first.columns if column in reach.local]
+            self.first_columns = torch.tensor(reached, device=self.all.device)
 
     def run(self) -> Streams:
         """The contributions of everything below."""
@@ -160,10 +163,8 @@ class Descent:
         maps = self.frozen.layers[layer]
         z = maps.over_z(self.g, self.start)
         if self.first is not None:
-            values = self.first.values[layer]
-            met = (maps.over_first(z, self.start) @ values).T
-            for column, contribution in zip(self.first.columns, met, strict=False):
-                self.collect(column, contribution)
+            met = maps.over_first(z, self.start) @ self.first.values[layer]
+            self.out.index_add_(1, self.first_columns[: met.shape[1]], met)
         return maps.below(z, self.start, seen)
 
     def meet_spread(self) -> None:
