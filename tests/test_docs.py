@@ -57,13 +57,18 @@ def test_the_readme_snippet_prints_what_it_says(capsys):
     assert snippet is not None
     names: dict = {}
     exec(snippet[1], names)
-    first, *table = capsys.readouterr().out.splitlines()
+    first, answer, *rest = capsys.readouterr().out.splitlines()
     said = re.search(r"# (94 \{.*\})", snippet[1])
     assert said is not None
     assert [f"{float(number):.2f}" for number in re.findall(r"\d+\.\d+", first)] == re.findall(r"\d+\.\d+", said[1])
+    without = re.search(r"\.answer\)  # (\d+)", snippet[1])
+    assert without is not None
+    assert answer == without[1]
+    assert "How far to trust it" in rest
     shown = re.search(r"```\n(site .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert shown is not None
-    assert table == shown[1].splitlines()
+    table = shown[1].splitlines()
+    assert rest[-len(table) :] == table
 
 
 def test_the_readme_names_commands_that_exist():

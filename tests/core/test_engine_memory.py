@@ -15,7 +15,7 @@ from tests.core.runs import EVEN
 RUNS = [[mk.Scale(f"L{layer}.H{head}.z@{pos}", 0.5)] for layer in (0, 1) for head in (0, 1) for pos in (0, 1, 2)]
 
 
-@pytest.mark.parametrize("limit", [60_000_000, 200_000_000])
+@pytest.mark.parametrize("limit", [pytest.param(60_000_000, marks=pytest.mark.slow), 200_000_000])
 def test_two_thousand_runs_stay_under_the_limit(limit):
     script = Path(__file__).with_name("memory_of_a_sweep.py")
     done = subprocess.run(

@@ -29,24 +29,24 @@ def graphs(addition):
 
 
 @pytest.fixture(scope="module")
-def fifty():
-    """What the script prints of fifty unseen sums, run as a user runs it."""
-    command = [sys.executable, "-W", "ignore", "scripts/graph_truth.py", "--prompts", "50", "--json"]
+def sums():
+    """What the script prints of twenty unseen sums, run as a user runs it."""
+    command = [sys.executable, "-W", "ignore", "scripts/graph_truth.py", "--prompts", "20", "--json"]
     return json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout)
 
 
-def test_rows_of_fifty_unseen_sums_add_up_to_their_preactivations(fifty):
-    assert fifty["right"] >= 49
-    assert fifty["row_error"] < 1e-5  # required: 1e-4; measured 7e-7
+def test_rows_of_unseen_sums_add_up_to_their_preactivations(sums):
+    assert sums["right"] >= 19
+    assert sums["row_error"] < 1e-5  # required: 1e-4; measured 7e-7
 
 
-def test_all_frozen_every_target_moves_as_its_column_says(fifty):
-    assert fifty["features"] > 300
-    assert fifty["exact_error"] < 1e-5  # required: 1e-4; measured 4e-7
+def test_all_frozen_every_target_moves_as_its_column_says(sums):
+    assert sums["features"] > 200
+    assert sums["exact_error"] < 1e-5  # required: 1e-4; measured 4e-7
 
 
-def test_the_graph_predicts_interventions_and_its_control_does_not(fifty):
-    rows = {(row["level"], row["by"]): row for row in fifty["levels"]}
+def test_the_graph_predicts_interventions_and_its_control_does_not(sums):
+    rows = {(row["level"], row["by"]): row for row in sums["levels"]}
     for level, least in (("ii: attention and norms frozen", 0.8), ("iii: nothing frozen", 0.5)):
         graph, control = rows[level, "graph"], rows[level, "control"]
         assert graph["spearman"] > least  # measured 0.90 and 0.64
