@@ -426,6 +426,7 @@ class Halting:
     ("call", "says"),
     [
         (lambda g: g.intervene({"nothing like it": 0.0}), "no supernode, no node's id"),
+        (lambda g: g.intervene({"nonsense": 0.0}), "no supernode, no node's id"),
         (lambda g: g.intervene({}), "nothing is changed"),
         (lambda g: g.intervene({"L0.mlp_out[random]@2#999": 1.0}), "up to #29"),
         (lambda g: g.intervene({"L0.mlp_out[random]#3": 1.0}), "needs a position"),

@@ -123,15 +123,23 @@ def _named(graph, text: str, pos: int | None) -> list[Node]:
     by_id = {node.id: node for node in graph.sources}
     if text in by_id:
         return [_changeable(by_id[text])]
+    site = _site(text)
+    if site is not None:
+        return [_at_site(graph, site, pos)]
+    names = ", ".join(repr(name) for name in list(groups)[:5])
+    raise ValueError(
+        f"{text!r} is no supernode, no node's id and no site of a feature; supernodes are {names or 'none'}"
+        f"{', ...' if len(groups) > 5 else ''}, ids look like {next(iter(by_id))!r}"
+    )
+
+
+def _site(text: str) -> Site | None:
+    """The site that a text stands for; None where it is none, and for a word alone, a hook without a layer."""
     try:
         site = Site.parse(text)
     except ValueError:
-        names = ", ".join(repr(name) for name in list(groups)[:5])
-        raise ValueError(
-            f"{text!r} is no supernode, no node's id and no site of a feature; supernodes are {names or 'none'}"
-            f"{', ...' if len(groups) > 5 else ''}, ids look like {next(iter(by_id))!r}"
-        ) from None
-    return [_at_site(graph, site, pos)]
+        return None
+    return None if site.layer is None else site
 
 
 def _at_site(graph, site: Site, pos: int | None) -> Node:
