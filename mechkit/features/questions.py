@@ -91,8 +91,7 @@ def lookup(
 def _firings(active: Float[Tensor, "pos feature"], sae, words: Sequence[str]) -> pd.DataFrame:
     """A row for every feature that fires on a token."""
     pos, feature = active.nonzero(as_tuple=True)
-    W_dec = sae.W_dec.float()
-    share = _shares(active, active @ W_dec, W_dec, pos, feature)
+    share = _shares(active, sae.W_dec, pos, feature)
     return pd.DataFrame(
         {"pos": pos.cpu(), "token": [words[i] for i in pos.tolist()], "feature": feature.cpu(),
          "activation": active[pos, feature].cpu(), "share": share.cpu()}
@@ -137,9 +136,10 @@ def prompts_of(index: "FeatureIndex", model: Any, prompts: Any) -> Prompts:
     return Prompts.from_tokens([tokens_of(index, model, one) for one in given], text=text)
 
 
-def _shares(active: Tensor, written: Tensor, W_dec: Tensor, pos: Tensor, feature: Tensor) -> Float[Tensor, "firing"]:
-    along = (W_dec[feature] * written[pos]).sum(1)
-    return active[pos, feature] * along / written.square().sum(1)[pos]
+def _shares(active: Tensor, W_dec: Tensor, pos: Tensor, feature: Tensor) -> Float[Tensor, "firing"]:
+    rows = active[pos, feature][:, None] * W_dec[feature].float()
+    written = rows.new_zeros(len(active), rows.shape[1]).index_add(0, pos, rows)
+    return (rows * written[pos]).sum(1) / written.square().sum(1)[pos]
 
 
 @torch.no_grad()
